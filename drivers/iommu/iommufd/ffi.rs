@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the handler of `ioctl(IOMMU_HWPT_INVALIDATE)` needs of iommufd's C side.
+
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    bindings,
+    container_of,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    prelude::*, //
+};
+
+use super::{
+    Args,
+    Output, //
+};
+
+/// An ioctl in progress: `struct iommufd_ucmd`.
+///
+/// # Invariants
+///
+/// The struct is valid and used by nobody else for `'a`. Its `ictx` is valid, and its `cmd` points
+/// to a valid `struct iommu_hwpt_invalidate`.
+pub(super) struct Ucmd<'a>(&'a mut bindings::iommufd_ucmd);
+
+impl Ucmd<'_> {
+    /// # Safety
+    ///
+    /// The invariants of the type must hold for as long as the result is used.
+    pub(super) unsafe fn from_raw(ucmd: *mut bindings::iommufd_ucmd) -> Self {
+        // INVARIANT: By the safety requirements.
+        // SAFETY: By the safety requirements.
+        Self(unsafe { &mut *ucmd })
+    }
+
+    /// What user space asks for.
+    pub(super) fn args(&self) -> Args {
+        // SAFETY: By the type invariant.
+        let cmd = unsafe { &*self.0.cmd.cast::<bindings::iommu_hwpt_invalidate>() };
+
+        Args {
+            hwpt_id: cmd.hwpt_id,
+            data_uptr: cmd.data_uptr,
+            data_type: cmd.data_type,
+            entry_len: cmd.entry_len,
+            entry_num: cmd.entry_num,
+            // SAFETY: Both fields of the union are integers of the same size.
+            reserved: unsafe { cmd.__bindgen_anon_1.__reserved },
+        }
+    }
+
+    /// Copies `output` back to user space. Fails with [`EFAULT`] if that cannot be written.
+    pub(super) fn respond(&mut self, output: &Output) -> Result {
+        // SAFETY: By the type invariant, nobody else uses the struct.
+        let cmd = unsafe { &mut *self.0.cmd.cast::<bindings::iommu_hwpt_invalidate>() };
+
+        cmd.entry_num = output.entry_num;
+        cmd.__bindgen_anon_1.out_driver_error_code = output.driver_error_code;
+
+        // SAFETY: `cmd` is as large as is passed here, and `self.0` is valid.
+        to_result(unsafe { bindings::iommufd_ucmd_respond(self.0, size_of_val(cmd)) })
+    }
+}
+
+/// A reference to an object that user space named by its ID.
+///
+/// # Invariants
+///
+/// `obj` is an object of `ictx` on which a reference is held.
+pub(super) struct Object<'a> {
+    ictx: *mut bindings::iommufd_ctx,
+    obj: NonNull<bindings::iommufd_object>,
+    _ucmd: PhantomData<&'a Ucmd<'a>>,
+}
+
+impl<'a> Object<'a> {
+    /// Looks up an object of any type. Fails with [`ENOENT`] if there is none of that ID.
+    pub(super) fn get(ucmd: &'a Ucmd<'_>, id: u32) -> Result<Self> {
+        let ictx = ucmd.0.ictx;
+
+        // SAFETY: By the invariants of `Ucmd`, `ictx` is valid.
+        let obj = from_err_ptr(unsafe {
+            bindings::iommufd_get_object(ictx, id, bindings::iommufd_object_type_IOMMUFD_OBJ_ANY)
+        })?;
+
+        // INVARIANT: `iommufd_get_object()` took a reference.
+        Ok(Self {
+            ictx,
+            obj: NonNull::new(obj).ok_or(ENOENT)?,
+            _ucmd: PhantomData,
+        })
+    }
+
+    /// Calls the driver of a nested domain or of a vIOMMU for the requests of `array`.
+    ///
+    /// Fails with [`EINVAL`] if the object is of another type, with [`EOPNOTSUPP`] if its driver
+    /// has no such operation, and else as the driver does.
+    pub(super) fn cache_invalidate(
+        &self,
+        array: &mut bindings::iommu_user_data_array, //
+    ) -> Result {
+        let obj = self.obj.as_ptr();
+
+        // SAFETY: By the type invariant, and the type of an object never changes.
+        let ret = match unsafe { (*obj).type_ } {
+            bindings::iommufd_object_type_IOMMUFD_OBJ_HWPT_NESTED => {
+                // SAFETY: An object of this type is part of a `struct iommufd_hw_pagetable`.
+                let hwpt = unsafe { container_of!(obj, bindings::iommufd_hw_pagetable, obj) };
+                // SAFETY: A page table that can be looked up has a domain for all its life.
+                let domain = unsafe { (*hwpt).domain };
+                // SAFETY: The operations of a domain are NULL or valid, and are never changed.
+                let ops = unsafe { (*domain).ops.as_ref() };
+                let op = ops.and_then(|ops| ops.cache_invalidate_user);
+
+                // SAFETY: It is the domain's own operation, and the reference keeps the domain.
+                unsafe { op.ok_or(EOPNOTSUPP)?(domain, array) }
+            }
+            bindings::iommufd_object_type_IOMMUFD_OBJ_VIOMMU => {
+                // SAFETY: An object of this type is part of a `struct iommufd_viommu`.
+                let viommu = unsafe { container_of!(obj, bindings::iommufd_viommu, obj) };
+                // SAFETY: The operations of a vIOMMU are NULL or valid, and are never changed.
+                let ops = unsafe { (*viommu).ops.as_ref() };
+                let op = ops.and_then(|ops| ops.cache_invalidate);
+
+                // SAFETY: It is the vIOMMU's own operation, and the reference keeps the vIOMMU.
+                unsafe { op.ok_or(EOPNOTSUPP)?(viommu, array) }
+            }
+            _ => return Err(EINVAL),
+        };
+        to_result(ret)
+    }
+}
+
+impl Drop for Object<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant there is a reference to put. `ictx` is valid as the `Ucmd`
+        // is still borrowed.
+        unsafe { bindings::iommufd_put_object(self.ictx, self.obj.as_ptr()) };
+    }
+}
