@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Layouts of the commands that a guest may send: Arm SMMU architecture specification (IHI 0070),
+//! chapter 4.
+//!
+//! A command has 128 bits: two words of 64 bits, of which the first one begins with the opcode.
+//! There are three layouts, and each serves several commands. A field that a command does not have
+//! is reserved there. Which fields that are depends on the SMMU too, see [`super::sanitise`].
+
+use kernel::{
+    bitfield,
+    num::Bounded,
+    prelude::*,
+    transmute::FromBytes, //
+};
+
+/// The commands that a guest may send, with their opcodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Opcode {
+    /// Invalidates one context descriptor (4.3.3).
+    CfgiCd = 0x05,
+    /// Invalidates all context descriptors of a stream (4.3.4).
+    CfgiCdAll = 0x06,
+    /// Invalidates all stage 1 translations of a VMID (4.4.2).
+    TlbiNhAll = 0x10,
+    /// Invalidates the translations of an ASID (4.4.2).
+    TlbiNhAsid = 0x11,
+    /// Invalidates the translations of an address, or of a range, in one ASID (4.4.2).
+    TlbiNhVa = 0x12,
+    /// Invalidates the translations of an address, or of a range, in all ASIDs (4.4.2).
+    TlbiNhVaa = 0x13,
+    /// Invalidates all translations that are neither Secure nor of a hypervisor (4.4.4).
+    TlbiNsnhAll = 0x30,
+    /// Invalidates what a device caches by ATS (4.5.1).
+    AtcInv = 0x40,
+}
+
+impl TryFrom<Bounded<u64, 8>> for Opcode {
+    type Error = Error;
+
+    /// Fails with [`EIO`] for all opcodes but those above.
+    fn try_from(opcode: Bounded<u64, 8>) -> Result<Self> {
+        Ok(match opcode.get() {
+            0x05 => Self::CfgiCd,
+            0x06 => Self::CfgiCdAll,
+            0x10 => Self::TlbiNhAll,
+            0x11 => Self::TlbiNhAsid,
+            0x12 => Self::TlbiNhVa,
+            0x13 => Self::TlbiNhVaa,
+            0x30 => Self::TlbiNsnhAll,
+            0x40 => Self::AtcInv,
+            _ => return Err(EIO),
+        })
+    }
+}
+
+impl From<Opcode> for Bounded<u64, 8> {
+    fn from(opcode: Opcode) -> Self {
+        (opcode as u8).into()
+    }
+}
+
+bitfield! {
+    /// First word of the commands that invalidate translations: `CMD_TLBI_*`.
+    pub(crate) struct Tlbi0(u64) {
+        63:48   asid;
+        /// The guest's value means nothing: its translations have the VMID of its vIOMMU.
+        47:32   vmid;
+        /// Range: its length is `(num + 1) << scale` translation granules.
+        25:20   scale;
+        16:12   num;
+        7:0     opcode ?=> Opcode;
+    }
+}
+
+bitfield! {
+    /// Second word of the commands that invalidate translations: `CMD_TLBI_*`.
+    pub(crate) struct Tlbi1(u64) {
+        /// The address without its lower 12 bits.
+        63:12   address;
+        /// Translation granule: 1 is 4 KB, 2 is 16 KB, 3 is 64 KB. 0 if the command has no range.
+        11:10   tg;
+        /// Level of the table that holds the leaf entries. 0 if it may be any.
+        9:8     ttl;
+        /// Only the entry of the last level has changed.
+        0:0     leaf;
+    }
+}
+
+bitfield! {
+    /// First word of the commands that invalidate configuration: `CMD_CFGI_*`.
+    pub(crate) struct Cfgi0(u64) {
+        63:32   sid;
+        31:12   ssid;
+        7:0     opcode ?=> Opcode;
+    }
+}
+
+bitfield! {
+    /// Second word of the commands that invalidate configuration: `CMD_CFGI_*`.
+    pub(crate) struct Cfgi1(u64) {
+        /// Only the descriptor itself has changed, no table that leads to it.
+        0:0     leaf;
+    }
+}
+
+bitfield! {
+    /// First word of `CMD_ATC_INV`.
+    pub(crate) struct AtcInv0(u64) {
+        63:32   sid;
+        31:12   ssid;
+        /// `ssid` is valid.
+        11:11   ssv;
+        /// The invalidation is for all substreams.
+        9:9     global;
+        7:0     opcode ?=> Opcode;
+    }
+}
+
+bitfield! {
+    /// Second word of `CMD_ATC_INV`.
+    pub(crate) struct AtcInv1(u64) {
+        /// The address without its lower 12 bits.
+        63:12   address;
+        /// The span is `1 << size` pages of 4 KB, and from [`SIZE_ALL`](Self::SIZE_ALL) on all.
+        5:0     size;
+    }
+}
+
+impl AtcInv1 {
+    /// The `size` that stands for all addresses, which is also the largest one that is legal.
+    pub(crate) const SIZE_ALL: u64 = 52;
+}
+
+/// A command as it lies in the command queue and in user memory: two little-endian words.
+///
+/// C headers: `struct arm_smmu_cmd`, which is in the byte order of the CPU, and
+/// `struct iommu_viommu_arm_smmuv3_invalidate`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Cmd([u64; 2]);
+
+// SAFETY: Any bits make two integers. Whether they also make a command is for the sanitiser to say.
+unsafe impl FromBytes for Cmd {}
+
+impl Cmd {
+    /// Makes a command of two words in the byte order of the CPU.
+    #[inline]
+    pub(crate) fn new(words: [u64; 2]) -> Self {
+        Self(words.map(u64::to_le))
+    }
+
+    /// The two words in the byte order of the CPU.
+    #[inline]
+    pub(crate) fn words(self) -> [u64; 2] {
+        self.0.map(u64::from_le)
+    }
+
+    /// Turns the command into a `struct arm_smmu_cmd`, in place: from here on its words are in the
+    /// byte order of the CPU.
+    #[inline]
+    pub(crate) fn le_to_cpu(&mut self) {
+        self.0 = self.words();
+    }
+}
