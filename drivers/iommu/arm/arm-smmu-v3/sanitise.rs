@@ -119,10 +119,7 @@ impl Features {
         match opcode {
             Opcode::TlbiNsnhAll => [Tlbi0::OPCODE_MASK, 0],
             Opcode::TlbiNhAll => [Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK, 0],
-            Opcode::TlbiNhAsid => [
-                Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK | self.asid_mask(),
-                0,
-            ],
+            Opcode::TlbiNhAsid => [Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK | self.asid_mask(), 0],
             Opcode::TlbiNhVa => {
                 let [range0, range1] = self.range_mask();
                 [
