@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A nested Arm SMMUv3 for one vfio device.
+//!
+//! What a VMM does for a passed-through device when the guest has its own virtual SMMUv3, without
+//! the VMM: [`NestedSmmu`] makes the iommufd objects (IOAS, stage 2, vIOMMU, vDEVICE), [`stage1`]
+//! puts a context descriptor and stage-1 page tables into guest memory, [`cmd`] encodes the
+//! invalidation commands that a guest would queue, and [`NestedSmmu::invalidate`] hands them to the
+//! kernel and gives back all three parts of the answer.
+//!
+//! Words on addresses: an *IOVA* is what the device puts on the bus, the input of stage 1. A *GPA*
+//! (guest physical address, [`vm_memory::GuestAddress`]) is the output of stage 1 and the input of
+//! stage 2.
+
+pub mod cmd;
+pub mod invalidate;
+pub mod pci;
+pub mod ram;
+pub mod smmu;
+pub mod stage1;
+
+pub use cmd::Command;
+pub use invalidate::{ErrorCode, InvalidateArg, Outcome};
+pub use ram::GuestRam;
+pub use smmu::{Error, HwInfo, NestedSmmu};

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Finding a PCI device in sysfs and giving it to vfio-pci.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const DEVICES: &str = "/sys/bus/pci/devices";
+const DRIVER: &str = "vfio-pci";
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such device.
+    #[error("no PCI device {0} (is it in the machine, and is sysfs mounted on /sys?)")]
+    NoDevice(String),
+    /// A file of sysfs could not be read or written.
+    #[error("{path}: {source}")]
+    Sysfs {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The driver did not take the device.
+    #[error(
+        "vfio-pci does not take {bdf} (driver now: {driver}): is CONFIG_VFIO_PCI in the kernel or \
+         its module loaded, and is the device behind an IOMMU?"
+    )]
+    NotBound {
+        /// The device.
+        bdf: String,
+        /// The driver that it has instead, or "none".
+        driver: String,
+    },
+    /// The device has the driver, but user space cannot open it.
+    #[error("{0} is bound to vfio-pci but has no cdev: the kernel needs CONFIG_VFIO_DEVICE_CDEV")]
+    NoCdev(String),
+}
+
+fn sysfs<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
+    result.map_err(|source| Error::Sysfs {
+        path: path.into(),
+        source,
+    })
+}
+
+fn driver(device: &Path) -> Option<String> {
+    let link = fs::read_link(device.join("driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
+}
+
+/// The address (`0000:00:02.0`) of the first device with these ids, in the order of addresses.
+///
+/// # Errors
+///
+/// When sysfs cannot be read, or has no such device.
+pub fn find(vendor: u16, device: u16) -> Result<String, Error> {
+    let dir = Path::new(DEVICES);
+    let mut found = Vec::new();
+    for entry in sysfs(dir, fs::read_dir(dir))? {
+        let path = sysfs(dir, entry)?.path();
+        let id = |name| {
+            let text = fs::read_to_string(path.join(name)).ok()?;
+            u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+        };
+        if id("vendor") == Some(vendor)
+            && id("device") == Some(device)
+            && let Some(bdf) = path.file_name()
+        {
+            found.push(bdf.to_string_lossy().into_owned());
+        }
+    }
+    found
+        .into_iter()
+        .min()
+        .ok_or_else(|| Error::NoDevice(format!("with id {vendor:04x}:{device:04x}")))
+}
+
+/// Has vfio-pci drive the device `bdf`, if it does not yet, and gives its directory in sysfs.
+///
+/// # Errors
+///
+/// When there is no such device, another driver does not let go of it, or vfio-pci does not take it.
+pub fn bind_to_vfio(bdf: &str) -> Result<PathBuf, Error> {
+    let device = Path::new(DEVICES).join(bdf);
+    if !device.is_dir() {
+        return Err(Error::NoDevice(bdf.into()));
+    }
+    if driver(&device).as_deref() != Some(DRIVER) {
+        let write = |path: PathBuf, text: &str| sysfs(&path, fs::write(&path, text));
+        write(device.join("driver_override"), DRIVER)?;
+        if driver(&device).is_some() {
+            write(device.join("driver/unbind"), bdf)?;
+        }
+        write("/sys/bus/pci/drivers_probe".into(), bdf)?;
+    }
+    match driver(&device) {
+        Some(name) if name == DRIVER => {}
+        other => {
+            return Err(Error::NotBound {
+                bdf: bdf.into(),
+                driver: other.unwrap_or("none".into()),
+            });
+        }
+    }
+    if !device.join("vfio-dev").is_dir() {
+        return Err(Error::NoCdev(bdf.into()));
+    }
+    Ok(device)
+}
