@@ -2,11 +2,6 @@
 
 //! What the handler of `ioctl(IOMMU_HWPT_INVALIDATE)` needs of iommufd's C side.
 
-use core::{
-    marker::PhantomData,
-    ptr::NonNull, //
-};
-
 use kernel::{
     bindings,
     container_of,
@@ -31,6 +26,8 @@ use super::{
 pub(super) struct Ucmd<'a>(&'a mut bindings::iommufd_ucmd);
 
 impl Ucmd<'_> {
+    /// Takes over the ioctl from the dispatcher.
+    ///
     /// # Safety
     ///
     /// The invariants of the type must hold for as long as the result is used.
@@ -56,7 +53,9 @@ impl Ucmd<'_> {
         }
     }
 
-    /// Copies `output` back to user space. Fails with [`EFAULT`] if that cannot be written.
+    /// Copies `output` back to user space.
+    ///
+    /// Fails with [`EFAULT`] if it cannot be written there.
     pub(super) fn respond(&mut self, output: &Output) -> Result {
         // SAFETY: By the type invariant, nobody else uses the struct.
         let cmd = unsafe { &mut *self.0.cmd.cast::<bindings::iommu_hwpt_invalidate>() };
@@ -73,29 +72,23 @@ impl Ucmd<'_> {
 ///
 /// # Invariants
 ///
-/// `obj` is an object of `ictx` on which a reference is held.
+/// `obj` is a valid object of the context of `ucmd`, and a reference on it is held.
 pub(super) struct Object<'a> {
-    ictx: *mut bindings::iommufd_ctx,
-    obj: NonNull<bindings::iommufd_object>,
-    _ucmd: PhantomData<&'a Ucmd<'a>>,
+    ucmd: &'a Ucmd<'a>,
+    obj: *mut bindings::iommufd_object,
 }
 
 impl<'a> Object<'a> {
-    /// Looks up an object of any type. Fails with [`ENOENT`] if there is none of that ID.
-    pub(super) fn get(ucmd: &'a Ucmd<'_>, id: u32) -> Result<Self> {
-        let ictx = ucmd.0.ictx;
+    /// Looks up an object of any type.
+    ///
+    /// Fails with [`ENOENT`] if there is none of that ID.
+    pub(super) fn get(ucmd: &'a Ucmd<'a>, id: u32) -> Result<Self> {
+        let any = bindings::iommufd_object_type_IOMMUFD_OBJ_ANY;
+        // SAFETY: By the invariants of `Ucmd`, the context is valid.
+        let obj = from_err_ptr(unsafe { bindings::iommufd_get_object(ucmd.0.ictx, id, any) })?;
 
-        // SAFETY: By the invariants of `Ucmd`, `ictx` is valid.
-        let obj = from_err_ptr(unsafe {
-            bindings::iommufd_get_object(ictx, id, bindings::iommufd_object_type_IOMMUFD_OBJ_ANY)
-        })?;
-
-        // INVARIANT: `iommufd_get_object()` took a reference.
-        Ok(Self {
-            ictx,
-            obj: NonNull::new(obj).ok_or(ENOENT)?,
-            _ucmd: PhantomData,
-        })
+        // INVARIANT: `iommufd_get_object()` found it, and took a reference.
+        Ok(Self { ucmd, obj })
     }
 
     /// Calls the driver of a nested domain or of a vIOMMU for the requests of `array`.
@@ -106,7 +99,7 @@ impl<'a> Object<'a> {
         &self,
         array: &mut bindings::iommu_user_data_array, //
     ) -> Result {
-        let obj = self.obj.as_ptr();
+        let obj = self.obj;
 
         // SAFETY: By the type invariant, and the type of an object never changes.
         let ret = match unsafe { (*obj).type_ } {
@@ -118,9 +111,10 @@ impl<'a> Object<'a> {
                 // SAFETY: The operations of a domain are NULL or valid, and are never changed.
                 let ops = unsafe { (*domain).ops.as_ref() };
                 let op = ops.and_then(|ops| ops.cache_invalidate_user);
+                let op = op.ok_or(EOPNOTSUPP)?;
 
                 // SAFETY: It is the domain's own operation, and the reference keeps the domain.
-                unsafe { op.ok_or(EOPNOTSUPP)?(domain, array) }
+                unsafe { op(domain, array) }
             }
             bindings::iommufd_object_type_IOMMUFD_OBJ_VIOMMU => {
                 // SAFETY: An object of this type is part of a `struct iommufd_viommu`.
@@ -128,9 +122,10 @@ impl<'a> Object<'a> {
                 // SAFETY: The operations of a vIOMMU are NULL or valid, and are never changed.
                 let ops = unsafe { (*viommu).ops.as_ref() };
                 let op = ops.and_then(|ops| ops.cache_invalidate);
+                let op = op.ok_or(EOPNOTSUPP)?;
 
                 // SAFETY: It is the vIOMMU's own operation, and the reference keeps the vIOMMU.
-                unsafe { op.ok_or(EOPNOTSUPP)?(viommu, array) }
+                unsafe { op(viommu, array) }
             }
             _ => return Err(EINVAL),
         };
@@ -140,8 +135,7 @@ impl<'a> Object<'a> {
 
 impl Drop for Object<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a reference to put. `ictx` is valid as the `Ucmd`
-        // is still borrowed.
-        unsafe { bindings::iommufd_put_object(self.ictx, self.obj.as_ptr()) };
+        // SAFETY: By the type invariant there is a reference to put, and the context is valid.
+        unsafe { bindings::iommufd_put_object(self.ucmd.0.ictx, self.obj) };
     }
 }

@@ -11,6 +11,7 @@
 use kernel::{
     bindings,
     page::PAGE_SIZE,
+    pr_warn_once,
     prelude::*,
     task::cond_resched,
     uaccess::UserPtr, //
@@ -23,8 +24,8 @@ use ffi::{
     Ucmd, //
 };
 
-/// The largest number of requests in one call, which is far above what any guest has in flight.
-const ENTRY_NUM_MAX: u32 = 1 << 19;
+/// Prefix of messages, as `pr_fmt()` makes it for C files that do not define their own.
+const __LOG_PREFIX: &[u8] = b"iommufd\0";
 
 /// What user space passes in `struct iommu_hwpt_invalidate`.
 struct Args {
@@ -46,9 +47,9 @@ struct Output {
     driver_error_code: u32,
 }
 
-/// Serves `ioctl(IOMMU_HWPT_INVALIDATE)`. Returns 0 or a negative errno.
+/// Serves `ioctl(IOMMU_HWPT_INVALIDATE)`.
 ///
-/// Replaces the function of that name in `hw_pagetable.c`.
+/// Returns 0 or a negative errno. Replaces the function of that name in `hw_pagetable.c`.
 ///
 /// # Safety
 ///
@@ -81,12 +82,12 @@ impl Args {
             return Ok(());
         }
 
-        // With both bounds a single call cannot occupy a CPU for long: `entry_len` also limits the
-        // search for non-zero bytes behind an entry.
+        // The limits are on the time that the ioctl takes. Behind each entry up to `entry_len` bytes
+        // are searched for one that is not zero.
         if self.data_uptr == 0
             || self.entry_len == 0
             || self.entry_len as usize > PAGE_SIZE
-            || self.entry_num > ENTRY_NUM_MAX
+            || self.entry_num > bindings::IOMMU_HWPT_INVALIDATE_ENTRY_NUM_MAX
         {
             return Err(EINVAL);
         }
@@ -125,8 +126,8 @@ fn invalidate(ucmd: &Ucmd<'_>, args: &Args, output: &mut Output) -> Result {
         let handled = array.entry_num;
 
         if let Err(e) = result {
-            // A driver that gives up before it looks at the array leaves its length alone. As the
-            // error is about one of the requests, they cannot all be complete.
+            // The error is about one of the requests, so they cannot all be complete. It is the
+            // length of the array, still untouched, that a driver leaves which runs out of memory.
             if handled < asked {
                 output.entry_num += handled;
             }
@@ -140,8 +141,9 @@ fn invalidate(ucmd: &Ucmd<'_>, args: &Args, output: &mut Output) -> Result {
         }
         output.entry_num += handled;
 
-        // A driver that neither handles anything nor fails would keep us here for ever.
+        // Such a driver is broken, and would keep us here for ever.
         if handled == 0 {
+            pr_warn_once!("an IOMMU driver neither handles invalidation requests nor fails\n");
             return Err(EIO);
         }
 

@@ -5,7 +5,7 @@
 //!
 //! A driver implements [`CacheInvalidate`] for its nested domain or its vIOMMU and forwards the C
 //! operation (`cache_invalidate_user` of `struct iommu_domain_ops`, or `cache_invalidate` of
-//! `struct iommufd_viommu_ops`) to [`cache_invalidate()`].
+//! `struct iommufd_viommu_ops`) to [`dispatch()`].
 //!
 //! C headers: [`include/linux/iommufd.h`](srctree/include/linux/iommufd.h),
 //! [`include/linux/iommu.h`](srctree/include/linux/iommu.h),
@@ -85,7 +85,7 @@ impl<'a, R: Request> UserArray<'a, R> {
         })
     }
 
-    /// Whether user space passed no request at all, in order to learn whether the type is known.
+    /// Returns whether there are no requests: user space then only asks whether the type is known.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -93,11 +93,11 @@ impl<'a, R: Request> UserArray<'a, R> {
 
     /// Reads the next requests from user memory: as many as are left and fit into `block`.
     ///
-    /// Returns fewer if user memory cannot be read further. An error says that this is so for the
-    /// very next request:
+    /// Returns fewer if user memory cannot be read further. Fails only if that is so for the very
+    /// next request:
     ///
-    /// * [`EFAULT`]: it cannot be read.
-    /// * [`E2BIG`]: it is larger than [`Request::Entry`], with something else than zero behind it.
+    /// * with [`EFAULT`] if it cannot be read,
+    /// * with [`E2BIG`] if it is larger than [`Request::Entry`], and what is beyond is not zero.
     ///
     /// The bytes are copied before the caller sees them, and no request is read again once it was
     /// returned: what the driver checks is what it issues. Must be called in the context of the
@@ -110,27 +110,28 @@ impl<'a, R: Request> UserArray<'a, R> {
         let wanted = block.len().min(left);
         let block = &mut block[..wanted];
 
-        let count = self.read_all(block).or_else(|_| self.read_some(block))?;
+        // If one copy of everything fails, copies of single requests find the one that is to blame.
+        let packed = self.raw.entry_len == size_of::<R::Entry>();
+        let count = if packed && self.read_all(block).is_ok() {
+            block.len()
+        } else {
+            self.read_some(block)?
+        };
 
         // INVARIANT: `count <= left`, hence `read <= len`. CAST: `left` came from a `u32`.
         self.read += count as u32;
 
-        // SAFETY: The first `count` entries are initialized with bytes from user space, and by
-        // `FromBytes` any bytes make a valid entry.
-        Ok(unsafe { block[..count].assume_init_mut() })
+        let block = core::ptr::from_mut(&mut block[..count]) as *mut [R::Entry];
+        // SAFETY: A `MaybeUninit` has the layout of what is in it. These entries are initialized
+        // with bytes from user space, and by `FromBytes` any bytes make a valid entry.
+        Ok(unsafe { &mut *block })
     }
 
-    /// Fills `block` in one copy, which is possible if nothing lies between the entries.
-    fn read_all(&self, block: &mut [MaybeUninit<R::Entry>]) -> Result<usize> {
-        if self.raw.entry_len != size_of::<R::Entry>() {
-            return Err(EINVAL);
-        }
-
-        let len = size_of_val(block);
-        UserSlice::new(self.user_ptr(0), len)
+    /// Fills `block` in one copy. Nothing may lie between the entries in user memory.
+    fn read_all(&self, block: &mut [MaybeUninit<R::Entry>]) -> Result {
+        UserSlice::new(self.user_ptr(0), size_of_val(block))
             .reader()
-            .read_raw(as_bytes_mut(block))?;
-        Ok(block.len())
+            .read_raw(as_bytes_mut(block))
     }
 
     /// Fills `block` entry by entry up to the first one that cannot be read.
@@ -153,7 +154,8 @@ impl<'a, R: Request> UserArray<'a, R> {
         let tail = self.raw.entry_len - size;
 
         if tail != 0 {
-            // SAFETY: `check_zeroed_user()` copes with any address and any length.
+            // SAFETY: `check_zeroed_user()` checks by itself that the range belongs to user space,
+            // and copes with faults.
             let ret = unsafe {
                 bindings::check_zeroed_user(ptr.wrapping_byte_add(size).as_const_ptr(), tail)
             };
@@ -172,8 +174,8 @@ impl<'a, R: Request> UserArray<'a, R> {
     fn user_ptr(&self, index: usize) -> UserPtr {
         let index = self.read as usize + index;
 
-        // Neither the address nor the length has been checked: wrap, as a bad address does no harm
-        // until `copy_from_user()` has refused it.
+        // User space chose all of it, so the address may wrap around. That is fine:
+        // `copy_from_user()` refuses bad addresses, whatever they came from.
         UserPtr::from_ptr(self.raw.uptr).wrapping_byte_add(index.wrapping_mul(self.raw.entry_len))
     }
 
@@ -210,6 +212,8 @@ fn as_bytes_mut<T: FromBytes>(entries: &mut [MaybeUninit<T>]) -> &mut [MaybeUnin
 
 /// Something whose hardware caches user space may invalidate: a nested domain or a vIOMMU.
 ///
+/// Several threads may invalidate at the same time.
+///
 /// # Examples
 ///
 /// A driver whose requests are addresses that must be aligned to a page:
@@ -219,7 +223,7 @@ fn as_bytes_mut<T: FromBytes>(entries: &mut [MaybeUninit<T>]) -> &mut [MaybeUnin
 /// use kernel::{
 ///     bindings,
 ///     iommu::iommufd::{
-///         cache_invalidate,
+///         dispatch,
 ///         CacheInvalidate,
 ///         Request,
 ///         UserArray, //
@@ -268,21 +272,21 @@ fn as_bytes_mut<T: FromBytes>(entries: &mut [MaybeUninit<T>]) -> &mut [MaybeUnin
 ///     type_: 42,
 ///     ..pin_init::zeroed()
 /// };
-/// assert_eq!(cache_invalidate(&Domain, &mut array), 0);
+/// assert_eq!(dispatch(&Domain, &mut array), 0);
 ///
 /// array.type_ = 43;
-/// assert_eq!(cache_invalidate(&Domain, &mut array), EINVAL.to_errno());
+/// assert_eq!(dispatch(&Domain, &mut array), EINVAL.to_errno());
 /// # Ok::<(), Error>(())
 /// ```
-pub trait CacheInvalidate {
+pub trait CacheInvalidate: Sync {
     /// The requests that it understands.
     type Request: Request;
 
     /// Handles requests from the beginning of `array`, which is not empty.
     ///
     /// `Ok` says that all is well so far. The core calls again for what is left, so that a driver
-    /// handles one block at a time and needs no loop, no look at signals and no point to reschedule
-    /// of its own. It must complete at least one request to be called again.
+    /// which works in blocks needs no loop, no check for signals and no `cond_resched()` of its
+    /// own. It must complete at least one request to be called again.
     ///
     /// An error is about the first request that is not complete. Those before it stay complete.
     ///
@@ -290,10 +294,10 @@ pub trait CacheInvalidate {
     fn cache_invalidate(&self, array: &mut UserArray<'_, Self::Request>) -> Result;
 }
 
-/// Serves the C operation with `this`, which may be called at the same time from several threads.
+/// Serves the C operation with `this`.
 ///
 /// Returns 0 or a negative errno, as the operation does.
-pub fn cache_invalidate<T: CacheInvalidate>(
+pub fn dispatch<T: CacheInvalidate>(
     this: &T,
     array: &mut bindings::iommu_user_data_array,
 ) -> c_int {
@@ -314,19 +318,24 @@ pub fn cache_invalidate<T: CacheInvalidate>(
 ///
 /// # Invariants
 ///
-/// The object is a valid `struct iommufd_viommu` that the core has initialized.
+/// The object is a valid `struct iommufd_viommu`, whose part that belongs to the core is
+/// initialized.
 #[repr(transparent)]
 pub struct Viommu(Opaque<bindings::iommufd_viommu>);
+
+// SAFETY: What this type gives access to is only used with the lock of the list held.
+unsafe impl Sync for Viommu {}
 
 impl Viommu {
     /// Makes a reference from a C pointer.
     ///
     /// # Safety
     ///
-    /// `ptr` must point to a vIOMMU that is valid for `'a`, as it is for the duration of each
-    /// vIOMMU operation.
+    /// `ptr` must point to a vIOMMU that the core has initialized and that is valid for `'a`. Both
+    /// holds for the duration of each vIOMMU operation.
     #[inline]
     pub unsafe fn from_raw<'a>(ptr: *mut bindings::iommufd_viommu) -> &'a Self {
+        // INVARIANT: By the safety requirements.
         // SAFETY: By the safety requirements, and `Self` is transparent over the C struct.
         unsafe { &*ptr.cast() }
     }
@@ -357,8 +366,8 @@ impl Viommu {
         let result = if dev.is_null() {
             None
         } else {
-            // SAFETY: A device that is linked to a vDEVICE is valid and bound to its IOMMU, and it
-            // stays so while the lock is held.
+            // SAFETY: The device of a vDEVICE is valid and has its IOMMU, and it stays so while the
+            // lock is held: a vDEVICE leaves the list before it lets go of its device.
             Some(f(unsafe { bindings::dev_iommu_priv_get(dev) }))
         };
 
@@ -385,7 +394,7 @@ mod tests {
         type Entry = [u64; 2];
     }
 
-    /// User memory of one page, with nothing mapped behind it. Goes away with the test.
+    /// Maps user memory of one page, with nothing behind it, until the test ends.
     fn user_page() -> Result<UserPtr> {
         const PROT_READ_WRITE: c_ulong = 0x3;
         const MAP_PRIVATE_ANONYMOUS: c_ulong = 0x22;
@@ -411,7 +420,7 @@ mod tests {
         Ok(UserPtr::from_addr(addr))
     }
 
-    /// Fills the page with requests that lie `stride` bytes apart and count up from 0.
+    /// Fills the page with requests that are `stride` bytes apart and count up from 0.
     fn fill(page: UserPtr, stride: usize) -> Result {
         for i in 0..PAGE_SIZE / stride {
             UserSlice::new(page.wrapping_byte_add(i * stride), 16)
@@ -432,8 +441,9 @@ mod tests {
         }
     }
 
-    /// Reads blocks of `block` requests, checks that they count up, and returns how many there were
-    /// and why there are no more.
+    /// Reads blocks of `BLOCK` requests that count up.
+    ///
+    /// Returns how many there were, and why there are no more.
     fn read_to_end<const BLOCK: usize>(
         raw: &mut bindings::iommu_user_data_array,
     ) -> Result<(usize, Result)> {
@@ -559,6 +569,36 @@ mod tests {
         array.set_driver_error_code(3);
         assert_eq!(raw.entry_num, 10);
         assert_eq!(raw.driver_error_code, 3);
+        Ok(())
+    }
+
+    /// A driver is asked about requests only, and its errors come back as they are.
+    #[test]
+    fn dispatching() -> Result {
+        struct Refuses;
+
+        impl CacheInvalidate for Refuses {
+            type Request = Pair;
+
+            fn cache_invalidate(&self, array: &mut UserArray<'_, Pair>) -> Result {
+                array.set_driver_error_code(5);
+                Err(EPERM)
+            }
+        }
+
+        let null = UserPtr::from_addr(0);
+
+        let mut raw = array(null, 16, 0);
+        assert_eq!(dispatch(&Refuses, &mut raw), 0);
+        assert_eq!(raw.driver_error_code, 0);
+
+        let mut raw = array(null, 16, 1);
+        assert_eq!(dispatch(&Refuses, &mut raw), EPERM.to_errno());
+        assert_eq!(raw.driver_error_code, 5);
+
+        raw.type_ = 8;
+        assert_eq!(dispatch(&Refuses, &mut raw), EINVAL.to_errno());
+        assert_eq!(raw.driver_error_code, 0);
         Ok(())
     }
 

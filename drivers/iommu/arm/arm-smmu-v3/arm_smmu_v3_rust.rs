@@ -42,5 +42,5 @@ pub unsafe extern "C" fn arm_vsmmu_cache_invalidate(
     // SAFETY: By the safety requirements.
     let array = unsafe { &mut *array };
 
-    iommufd::cache_invalidate(vsmmu, array)
+    iommufd::dispatch(vsmmu, array)
 }

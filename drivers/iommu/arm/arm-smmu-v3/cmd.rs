@@ -4,18 +4,17 @@
 //! chapter 4.
 //!
 //! A command has 128 bits: two words of 64 bits, of which the first one begins with the opcode.
-//! There are three layouts, and each serves several commands. A field that a command does not have
-//! is reserved there. Which fields that are depends on the SMMU too, see [`super::sanitise`].
+//! There are three layouts for the eight commands. A field that a command does not have is reserved
+//! there. Which fields a command has depends on the SMMU too, see [`super::sanitise`].
 
 use kernel::{
     bitfield,
     num::Bounded,
-    prelude::*,
     transmute::FromBytes, //
 };
 
 /// The commands that a guest may send, with their opcodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(crate) enum Opcode {
     /// Invalidates one context descriptor (4.3.3).
@@ -36,11 +35,14 @@ pub(crate) enum Opcode {
     AtcInv = 0x40,
 }
 
-impl TryFrom<Bounded<u64, 8>> for Opcode {
-    type Error = Error;
+/// An opcode that a guest may not send.
+#[derive(Debug)]
+pub(crate) struct UnknownOpcode;
 
-    /// Fails with [`EIO`] for all opcodes but those above.
-    fn try_from(opcode: Bounded<u64, 8>) -> Result<Self> {
+impl TryFrom<Bounded<u64, 8>> for Opcode {
+    type Error = UnknownOpcode;
+
+    fn try_from(opcode: Bounded<u64, 8>) -> Result<Self, UnknownOpcode> {
         Ok(match opcode.get() {
             0x05 => Self::CfgiCd,
             0x06 => Self::CfgiCdAll,
@@ -50,7 +52,7 @@ impl TryFrom<Bounded<u64, 8>> for Opcode {
             0x13 => Self::TlbiNhVaa,
             0x30 => Self::TlbiNsnhAll,
             0x40 => Self::AtcInv,
-            _ => return Err(EIO),
+            _ => return Err(UnknownOpcode),
         })
     }
 }
@@ -123,21 +125,21 @@ bitfield! {
     pub(crate) struct AtcInv1(u64) {
         /// The address without its lower 12 bits.
         63:12   address;
-        /// The span is `1 << size` pages of 4 KB, and from [`SIZE_ALL`](Self::SIZE_ALL) on all.
+        /// The span is `1 << size` pages of 4 KB.
         5:0     size;
     }
 }
 
 impl AtcInv1 {
-    /// The `size` that stands for all addresses, which is also the largest one that is legal.
+    /// The `size` that spans all addresses, which is the largest one that is legal.
     pub(crate) const SIZE_ALL: u64 = 52;
 }
 
 /// A command as it lies in the command queue and in user memory: two little-endian words.
 ///
-/// C headers: `struct arm_smmu_cmd`, which is in the byte order of the CPU, and
-/// `struct iommu_viommu_arm_smmuv3_invalidate`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// In C, this is `struct iommu_viommu_arm_smmuv3_invalidate`. `struct arm_smmu_cmd` differs from it
+/// on a CPU that is big-endian, which Rust for arm64 does not support.
+#[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct Cmd([u64; 2]);
 
@@ -155,12 +157,5 @@ impl Cmd {
     #[inline]
     pub(crate) fn words(self) -> [u64; 2] {
         self.0.map(u64::from_le)
-    }
-
-    /// Turns the command into a `struct arm_smmu_cmd`, in place: from here on its words are in the
-    /// byte order of the CPU.
-    #[inline]
-    pub(crate) fn le_to_cpu(&mut self) {
-        self.0 = self.words();
     }
 }

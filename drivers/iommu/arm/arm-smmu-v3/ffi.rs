@@ -16,15 +16,24 @@ use kernel::{
 
 use super::{
     cmd::Cmd,
-    sanitise::Features,
-    vsmmu::Batch, //
+    sanitise::{
+        Batch,
+        Features, //
+    }, //
 };
 
-/// The most commands in a batch: the valid map of the queue needs `CMDQ_BATCH_ENTRIES` to hold the
-/// `CMD_SYNC` as well.
-pub(crate) const BATCH_MAX: usize = bindings::BITS_PER_LONG as usize - 1;
+/// The most commands in a batch.
+///
+/// With its `CMD_SYNC` it is as large as the driver's own batches, which fit into any queue that
+/// the driver accepts.
+pub(crate) const BATCH_MAX: usize = bindings::CMDQ_BATCH_ENTRIES as usize - 1;
 
-const _: () = assert!(size_of::<Cmd>() == size_of::<bindings::arm_smmu_cmd>());
+// Commands are handed over to C as they are.
+const _: () = assert!(
+    cfg!(target_endian = "little")
+        && size_of::<Cmd>() == size_of::<bindings::arm_smmu_cmd>()
+        && align_of::<Cmd>() == align_of::<bindings::arm_smmu_cmd>()
+);
 
 /// A physical SMMU: `struct arm_smmu_device`.
 ///
@@ -43,13 +52,7 @@ impl Smmu {
         let (features, asid_bits, ssid_bits) =
             unsafe { ((*smmu).features, (*smmu).asid_bits, (*smmu).ssid_bits) };
 
-        Features {
-            range_inv: features & bindings::ARM_SMMU_FEAT_RANGE_INV != 0,
-            ds: features & bindings::ARM_SMMU_FEAT_DS != 0,
-            ats: features & bindings::ARM_SMMU_FEAT_ATS != 0,
-            asid_bits,
-            ssid_bits,
-        }
+        features_of(features, asid_bits, ssid_bits)
     }
 
     /// Puts `batch` with a `CMD_SYNC` behind it into the command queue, and waits until the SMMU
@@ -57,26 +60,35 @@ impl Smmu {
     ///
     /// Fails with [`ETIMEDOUT`] if that takes longer than the time limit of the driver, which is a
     /// second. Disables interrupts meanwhile.
-    pub(crate) fn issue(&self, batch: Batch<'_>) -> Result {
-        let cmds = batch.into_inner();
-        for cmd in &mut *cmds {
-            cmd.le_to_cpu();
-        }
-
+    pub(crate) fn issue(&self, batch: &Batch<'_>) -> Result {
         let smmu = self.0.get();
-        // SAFETY: By the type invariant `smmu` is valid and has a command queue. `cmds` are as many
-        // as is said, and they fit into a batch together with the `CMD_SYNC`.
+        let cmds = batch.cmds();
+
+        // SAFETY: By the type invariant `smmu` is valid and has a command queue. There are as many
+        // commands as is said, which are only read, and with the `CMD_SYNC` they make a batch.
         let ret = unsafe {
             bindings::__arm_smmu_cmdq_issue_cmdlist(
                 smmu,
                 &raw mut (*smmu).cmdq,
-                cmds.as_mut_ptr().cast(),
+                cmds.as_ptr().cast_mut().cast(),
                 // CAST: At most `BATCH_MAX`.
                 cmds.len() as c_int,
                 true,
             )
         };
         to_result(ret)
+    }
+}
+
+/// Picks what the sanitiser needs out of the fields of `struct arm_smmu_device`.
+#[inline]
+pub(crate) fn features_of(features: u32, asid_bits: u32, ssid_bits: u32) -> Features {
+    Features {
+        range_inv: features & bindings::ARM_SMMU_FEAT_RANGE_INV != 0,
+        ds: features & bindings::ARM_SMMU_FEAT_DS != 0,
+        ats: features & bindings::ARM_SMMU_FEAT_ATS != 0,
+        asid_bits,
+        ssid_bits,
     }
 }
 
@@ -88,7 +100,13 @@ impl Smmu {
 #[repr(transparent)]
 pub(crate) struct Vsmmu(Opaque<bindings::arm_vsmmu>);
 
+// SAFETY: The fields that are read here never change, and the vIOMMU and the command queue are made
+// for use by several threads.
+unsafe impl Sync for Vsmmu {}
+
 impl Vsmmu {
+    /// Finds the vSMMU that a vIOMMU is part of.
+    ///
     /// # Safety
     ///
     /// `viommu` must be the `core` of a `struct arm_vsmmu` that is initialized and valid for `'a`.
@@ -112,8 +130,9 @@ impl Vsmmu {
     /// The physical SMMU that it is a part of.
     #[inline]
     pub(crate) fn smmu(&self) -> &Smmu {
-        // SAFETY: By the type invariant, the pointer is set and never changes. The vSMMU is gone
-        // before its SMMU is.
+        // INVARIANT: A vSMMU is made of an SMMU that has been probed.
+        // SAFETY: By the type invariant, the pointer is set and never changes. The SMMU outlives the
+        // vSMMU, as the core asks of drivers: the devices behind it cannot do without it.
         unsafe { &*(*self.0.get()).smmu.cast() }
     }
 
@@ -127,8 +146,8 @@ impl Vsmmu {
     /// The stream ID of the device that the guest knows by `vsid`, or [`None`] if no vDEVICE has
     /// it.
     ///
-    /// The vDEVICE may be gone once the answer is used. An invalidation for a device that is no
-    /// longer the guest's does no harm: it only costs that device a cached entry.
+    /// The vDEVICE may be gone once the answer is used. To invalidate what a device caches that is
+    /// no longer the guest's is needless but not wrong.
     ///
     /// Takes a spinlock. Replaces `arm_vsmmu_vsid_to_sid()`.
     #[inline]
@@ -136,9 +155,10 @@ impl Vsmmu {
         self.viommu().with_vdevice(vsid as usize, |master| {
             let master: *mut bindings::arm_smmu_master = master.cast();
 
-            // SAFETY: For a device behind an SMMU, which that of a vDEVICE is, the private data is
-            // its `struct arm_smmu_master`. `arm_vsmmu_vdevice_init()` has made sure that it has
-            // one stream, and streams do not change while the device is linked.
+            // SAFETY: The core links a device only to a vIOMMU of the device's own IOMMU, so that
+            // the private data is a `struct arm_smmu_master`. It shows a vDEVICE only after the
+            // operation `vdevice_init` has accepted it, and those of this driver refuse a device
+            // that has not got exactly one stream. Streams do not change afterwards.
             unsafe { (*(*master).streams).id }
         })
     }

@@ -39,17 +39,56 @@ pub(crate) struct Features {
     pub(crate) ssid_bits: u32,
 }
 
-/// Why a command is refused: the SMMU would have to raise `CERROR_ILL` for it, or could.
+/// Why a command is refused, for which the guest is to see a `CERROR_ILL`.
+///
+/// The physical SMMU would raise it, or is free to, or does not know what the guest means: a stream
+/// ID without a device, which a virtual SMMU finds illegal.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Illegal;
 
+/// Commands that are fit for the command queue of the physical SMMU.
+///
+/// # Invariants
+///
+/// Each of them is what [`Features::sanitise()`] made of a guest's command.
+pub(crate) struct Batch<'a>(&'a mut [Cmd]);
+
+impl Batch<'_> {
+    /// The commands, in their order.
+    #[inline]
+    pub(crate) fn cmds(&self) -> &[Cmd] {
+        self.0
+    }
+}
+
 impl Features {
-    /// Turns a guest's command into one for the physical SMMU.
+    /// Turns the guest's commands in `block` into a batch for the physical SMMU, up to the first
+    /// one that is illegal.
     ///
     /// `vmid` is the VMID of the guest. `vsid_to_sid` looks up the stream ID of the device that the
     /// guest knows by a virtual one.
+    #[inline]
+    pub(crate) fn sanitise_block<'a>(
+        &self,
+        block: &'a mut [Cmd],
+        vmid: u16,
+        vsid_to_sid: impl Fn(u32) -> Option<u32>,
+    ) -> (Batch<'a>, Result<(), Illegal>) {
+        for i in 0..block.len() {
+            match self.sanitise(block[i], vmid, &vsid_to_sid) {
+                Ok(cmd) => block[i] = cmd,
+                // INVARIANT: Those before this one were replaced.
+                Err(e) => return (Batch(&mut block[..i]), Err(e)),
+            }
+        }
+        // INVARIANT: All of them were replaced.
+        (Batch(block), Ok(()))
+    }
+
+    /// Turns a guest's command into one for the physical SMMU.
     ///
-    /// Replaces `arm_vsmmu_convert_user_cmd()`.
+    ///
+    /// Replaces `arm_vsmmu_convert_user_cmd()`. See [`Self::sanitise_block()`] for the arguments.
     #[inline]
     pub(crate) fn sanitise(
         &self,
@@ -98,19 +137,18 @@ impl Features {
             return Err(Illegal);
         }
 
-        // All bits may be set, but not in any combination.
-        match opcode {
+        // Each bit by itself may be set. What the fields mean may be reserved all the same.
+        let legal = match opcode {
             Opcode::TlbiNhVa | Opcode::TlbiNhVaa if self.range_inv => {
-                self.check_range(Tlbi0::from_raw(word0), Tlbi1::from_raw(word1))?;
+                self.is_legal_range(Tlbi0::from_raw(word0), Tlbi1::from_raw(word1))
             }
-            Opcode::AtcInv if AtcInv1::from_raw(word1).size().get() > AtcInv1::SIZE_ALL => {
-                return Err(Illegal);
+            Opcode::AtcInv => {
+                self.ats && AtcInv1::from_raw(word1).size().get() <= AtcInv1::SIZE_ALL
             }
-            Opcode::AtcInv if !self.ats => return Err(Illegal),
-            _ => {}
-        }
+            _ => true,
+        };
 
-        Ok(opcode)
+        legal.then_some(opcode).ok_or(Illegal)
     }
 
     /// The bits that may be set in the command of that opcode.
@@ -151,7 +189,7 @@ impl Features {
         }
     }
 
-    /// The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4).
+    /// The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
     #[inline]
     fn asid_mask(&self) -> u64 {
         (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK
@@ -183,28 +221,22 @@ impl Features {
         }
     }
 
-    /// Refuses the combinations of range fields that are reserved (4.4.1).
+    /// Whether the range fields make sense together: some combinations are reserved (4.4.1).
     ///
     /// Replaces `arm_vsmmu_validate_range()`.
     #[inline]
-    fn check_range(&self, word0: Tlbi0, word1: Tlbi1) -> Result<(), Illegal> {
+    fn is_legal_range(&self, word0: Tlbi0, word1: Tlbi1) -> bool {
         let range = word0.num().get() != 0 || word0.scale().get() != 0;
         let ttl = word1.ttl().get();
 
-        let legal = match word1.tg().get() {
-            // Not a range.
+        match word1.tg().get() {
+            // No range.
             0 => !range && ttl == 0,
-            // A range of one granule needs a level, or else it is the same as no range.
+            // With a granule, one of the other fields has to be there.
             _ if !range && ttl == 0 => false,
-            // Blocks at level 1 exist with 16 KB granules only if addresses have 52 bits.
+            // Only with 52-bit addresses does a 16 KB granule have blocks at level 1.
             2 => ttl != 1 || self.ds,
             _ => true,
-        };
-
-        if legal {
-            Ok(())
-        } else {
-            Err(Illegal)
         }
     }
 }

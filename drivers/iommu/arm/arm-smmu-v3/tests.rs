@@ -5,10 +5,14 @@
 //! What is legal is written down here a second time, in the specification's own terms: as bit
 //! positions of a 128-bit command, from the figures and texts of IHI 0070, chapter 4.
 
-use kernel::prelude::*;
+use kernel::{
+    bindings,
+    prelude::*, //
+};
 
 use super::{
     cmd::Cmd,
+    ffi::features_of,
     sanitise::{
         Features,
         Illegal, //
@@ -25,8 +29,10 @@ enum Needs {
     Substreams,
 }
 
-/// A field: its uppermost bit, its lowest bit, what it needs, and other bits that must be set along
-/// with any of its bits to make a command that is not reserved for its combination of fields.
+/// A field: its uppermost bit, its lowest bit, what it needs, and other bits.
+///
+/// The latter have to be set along with any bit of the field, as the combination of fields would be
+/// reserved without them.
 type Field = (u32, u32, Needs, u128);
 
 const VMID: Field = (47, 32, Needs::Nothing, 0);
@@ -208,8 +214,8 @@ mod sanitiser {
         }
     }
 
-    /// Each bit of each command is legal if the command has a field there, and the SMMU what the
-    /// field needs. It is illegal otherwise, also with other bits beside it.
+    /// Each bit of each command is legal if and only if the command has a field there, and the SMMU
+    /// what the field needs.
     #[test]
     fn every_bit() {
         for features in all_features() {
@@ -297,6 +303,74 @@ mod sanitiser {
                     (true, false) => 1 + 3 * (32 * 32 * 4 - 1) - 32 * 32,
                 };
                 assert_eq!(legal_count, expected);
+            }
+        }
+    }
+
+    /// A block is sanitised up to the first command that is illegal, which is left alone.
+    #[test]
+    fn block() {
+        const VSID: u32 = 7;
+        let vsid = u128::from(VSID) << 32;
+        let sid = u128::from(HOST_SID) << 32;
+        let vmid = u128::from(HOST_VMID) << 32;
+        let features = Features {
+            range_inv: false,
+            ds: false,
+            ats: false,
+            asid_bits: 16,
+            ssid_bits: 0,
+        };
+        let guest = [
+            TLBI_NSNH_ALL,
+            CFGI_CD | vsid,
+            TLBI_NH_ASID | 3 << 48,
+            CFGI_CD_ALL | vsid,
+        ];
+        let host = [
+            TLBI_NH_ALL | vmid,
+            CFGI_CD | sid,
+            TLBI_NH_ASID | 3 << 48 | vmid,
+            CFGI_CD_ALL | sid,
+        ];
+
+        for bad_command in [0x46, ATC_INV | vsid, TLBI_NH_ALL | 1 << 10, CFGI_CD] {
+            for bad in 0..=guest.len() {
+                let mut block = guest.map(cmd);
+                if let Some(command) = block.get_mut(bad) {
+                    *command = cmd(bad_command);
+                }
+
+                let (batch, result) = features
+                    .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(HOST_SID));
+                assert_eq!(result.is_err(), bad < guest.len());
+                assert_eq!(batch.cmds().len(), bad);
+                for (command, expected) in batch.cmds().iter().zip(host) {
+                    assert_eq!(bits(*command), expected);
+                }
+            }
+        }
+    }
+
+    /// Each feature comes from its own place in the driver's struct.
+    #[test]
+    fn features() {
+        let bits = [
+            bindings::ARM_SMMU_FEAT_RANGE_INV,
+            bindings::ARM_SMMU_FEAT_DS,
+            bindings::ARM_SMMU_FEAT_ATS,
+        ];
+
+        for bit in (0..32).map(|i| 1u32 << i) {
+            for (features, set) in [
+                (features_of(bit, 8, 0), true),
+                (features_of(!bit, 16, 20), false),
+            ] {
+                assert_eq!(features.range_inv, (bit == bits[0]) == set);
+                assert_eq!(features.ds, (bit == bits[1]) == set);
+                assert_eq!(features.ats, (bit == bits[2]) == set);
+                assert_eq!(features.asid_bits, if set { 8 } else { 16 });
+                assert_eq!(features.ssid_bits, if set { 0 } else { 20 });
             }
         }
     }
