@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+# Everything that builds, boots and checks. Only scripts/enter runs on the host;
+# it sets up the build root when needed and runs the rest in there.
+
+MAKEFLAGS += --no-print-directory
+VARIANT ?= rust
+export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
+
+.PHONY: tree help run test image boot shell kunit kselftest modular x86_64 lint clean distclean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo 'usage: make TARGET [SETTING=value...]'
+	@echo
+	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
+	@echo
+	@sed -n 's/^# \([A-Z_]*\) : /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
+
+# VARIANT : which kernel: rust (default) or c, the same with the Rust options off
+# KSRC : build on your own kernel tree of the same series, which is left as it is
+# RUN : for boot: a command to run in the guest instead of giving a shell
+# INITRD : for boot: your own initrd
+# APPEND : for boot: more kernel parameters
+# SMP : for boot: number of CPUs
+# QEMU_ARGS : for boot: more arguments for QEMU
+# TIMEOUT : for boot: seconds after which the guest is ended
+# ONLY : for test, lint, kselftest: which of their groups, checks or programs
+# CMD : for shell: the command
+# BIND : more host directories to be seen in the build root
+
+run: tree ## builds everything and shows the demo's table on an emulated machine
+	@scripts/enter scripts/run.sh
+
+test: tree ## all tests; ends with "N passed, N failed"
+	@scripts/enter scripts/test.sh $(ONLY)
+
+image: tree ## builds the kernel: build/VARIANT/Image
+	@scripts/enter scripts/image.sh $(VARIANT)
+
+boot: image ## boots the kernel, with a shell on its console
+	@scripts/enter scripts/initrd.sh
+	@scripts/enter scripts/boot.sh
+
+tree: ## makes the kernel tree build/linux: pristine kernel, patches, new files
+	@scripts/tree.sh
+
+shell: ## runs CMD in the build root, where this directory has the same path
+	@if [ -n "$$CMD" ]; then scripts/enter bash -c "$$CMD"; else scripts/enter bash; fi
+
+kunit: tree ## the unit tests, in the booted kernel
+	@scripts/enter scripts/test.sh kunit
+
+kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
+	@scripts/enter scripts/kselftest.sh $(ONLY)
+
+modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
+	@scripts/enter scripts/test.sh modular
+
+x86_64: tree ## compile test of the ioctl handler on another architecture
+	@scripts/enter scripts/test.sh x86_64
+
+lint: tree ## all checks of the sources; ends with "N passed, N failed"
+	@scripts/enter scripts/lint.sh $(ONLY)
+
+clean: ## removes what was built
+	rm -rf build
+
+distclean: clean ## removes the cache as well: build root, kernel source, ccache
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/vsmmu"

@@ -1,0 +1,80 @@
+#!/bin/bash
+# kselftest.sh [PROGRAM]: builds the kernel's self-tests of iommufd and runs them
+# on build/VARIANT/Image. Those that upstream has are run as they are upstream
+# ("pristine"), which old user space stands for, and as patched here ("tree").
+# Ends with "N passed, N failed". Runs in the build root.
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+variant=${VARIANT:-rust}
+only=${1-}
+out=$BUILD/kselftest
+name=kselftest-$variant
+tests=tools/testing/selftests/iommu
+
+build() { # ORIGIN SOURCE-TREE PROGRAM
+	mkdir -p "$out/root/kselftest/$1"
+	# Uses the headers of the tree: an old program has to build with new ones.
+	# shellcheck disable=SC2086 # several flags
+	aarch64-linux-gnu-gcc -static -Wall -O2 -Wno-unused-function -isystem "$out/headers/include" \
+		-I"$2/tools/include" -I"$2/tools/testing/selftests" -D_GNU_SOURCE= \
+		-o "$out/root/kselftest/$1/$3" "$2/$tests/$3.c" -lcap -lpthread
+}
+
+build_all() {
+	local program
+	rm -rf "$out"
+	"$REPO/scripts/image.sh" "$variant" -s INSTALL_HDR_PATH="$out/headers" headers_install
+	for program in iommufd iommufd_fail_nth; do
+		[[ ${only:-$program} != "$program" ]] || build pristine "$(cat "$BUILD/linux.base")" "$program"
+	done
+	for program in iommufd iommufd_fail_nth iommufd_arm_smmuv3; do
+		[[ ${only:-$program} != "$program" || ! -e $BUILD/linux/$tests/$program.c ]] || build tree "$BUILD/linux" "$program"
+	done
+}
+
+logged kselftest-build "building the self-tests" build_all || die "correct what the compiler says above and run this again"
+# Two devices, so that there are two VMs behind the same SMMU. The C kernel lets
+# the page allocator warn of an array that user space made too large.
+# shellcheck disable=SC2016 # expanded in the guest
+job='echo 512 >/proc/sys/vm/nr_hugepages
+export IOMMUFD_SMMUV3_SECONDS='${SECONDS_OF_STRESS:-60}'
+cd /kselftest
+for program in */*; do echo "--- $program"; $program; echo "--- status $?"; done'
+[[ $variant != c ]] || export ALLOW='__alloc_frozen_pages'
+say "kselftest: running the self-tests on the $variant kernel (some minutes)"
+rc=0
+NAME=$name FILES=$out/root RUN=$job TIMEOUT=${TIMEOUT:-900} \
+	QEMU_ARGS="-device edu,dma_mask=0xffffffffffff ${QEMU_ARGS-}" "$REPO/scripts/boot.sh" >/dev/null || rc=$?
+
+# A line for each program: passed, failed, skipped. One that did not tell its
+# totals, or whose exit status does not fit them, has failed. So has the last
+# one if the kernel reported an error.
+awk -v programs="$(cd "$out/root/kselftest" && echo */*)" -v rc="$rc" '
+	/^--- [a-z_]+\/[a-z_0-9]+$/ { program = $2; fail[program] = 1 }
+	/^# Totals:/ {
+		split($0, n, /[: ]+/)
+		for (i in n)
+			if (n[i] ~ /^(pass|fail|skip|error)$/) v[n[i]] = n[i + 1]
+		pass[program] = v["pass"]; skip[program] = v["skip"]; fail[program] = v["fail"] + v["error"]
+	}
+	/^--- status / && $3 != 0 && $3 != 4 && !fail[program] { fail[program] = 1 }
+	END {
+		n = split(programs, list, " ")
+		for (i = 1; i <= n; i++) {
+			p = list[i]
+			if (!(p in fail)) fail[p] = 1
+			total += fail[p]
+			if (i == n && rc && !total) fail[p] = 1
+			printf "%s %d %d %d\n", p, pass[p], fail[p], skip[p]
+		}
+	}' "$LOGS/$name.log" >"$LOGS/$name.counts"
+
+while read -r program passed failed skipped; do
+	printf '    %-30s %4d passed %4d failed %4d skipped\n' "$program" "$passed" "$failed" "$skipped" >&2
+done <"$LOGS/$name.counts"
+sed -n 's/^not ok [0-9]* /failed: /p; s/^ok [0-9]* \(.*\) # SKIP/skipped: \1:/p' "$LOGS/$name.log" | sort | uniq |
+	sed 's/^/        /' >&2
+awk '{ passed += $2; failed += $3 } END { print passed + 0 " passed, " failed + 0 " failed"; exit failed != 0 || !passed }' \
+	"$LOGS/$name.counts"

@@ -1,0 +1,152 @@
+#!/bin/bash
+# lint.sh [CHECK...]: checks the sources, or does the given checks only. Ends
+# with "N passed, N failed"; fails if any did. Runs in the build root.
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+tree=$BUILD/linux
+mapfile -t patches < <(sed 's/#.*//; /^ *$/d' "$REPO/patches/series" 2>/dev/null | sed "s|^|$REPO/patches/|")
+mapfile -t patched < <(cat /dev/null "${patches[@]}" | sed -n 's|^+++ b/||p' | sort -u)
+mapfile -t new < <("$REPO/scripts/tree.py" --list)
+passed=0 failed=0
+
+check() { # NAME WHAT
+	local rc=0 log=$LOGS/lint-$1.log start=$SECONDS
+	"check_$1" >"$log" 2>&1 </dev/null || rc=$?
+	if ((rc)); then
+		failed=$((failed + 1))
+		printf 'FAIL  %s (%d s)\n' "$2" $((SECONDS - start))
+		tail -n 40 "$log" | sed 's/^/      /'
+		printf '      all of it is in %s; only this check: make lint ONLY=%s\n' "$log" "$1"
+	else
+		passed=$((passed + 1))
+		printf 'ok    %s (%d s)\n' "$2" $((SECONDS - start))
+	fi
+}
+
+of_type() { # SUFFIX FILES...: those that end so, as paths in the kernel
+	local suffix=$1 file
+	shift
+	for file in "$@"; do [[ $file != *"$suffix" ]] || printf '%s\n' "$file"; done
+}
+
+check_shellcheck() {
+	cd "$REPO"
+	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init
+}
+
+check_codespell() {
+	local texts
+	cd "$REPO"
+	mapfile -t texts < <(find README.md Makefile scripts patches tools/vsmmu -type f ! -name Cargo.lock ! -name 'LICENSE*')
+	# Names in registers and C identifiers look like misspelt words.
+	codespell -L ist,inout,te,hist,sid,asid,ans,crate "${texts[@]}" "${new[@]}"
+}
+
+# What git am and a maintainer need.
+check_series() {
+	local patch file wrong=0
+	for patch in "${patches[@]}"; do
+		grep -q '^From: .*' "$patch" || { echo "$patch: no From: line"; wrong=1; }
+		grep -qE '^Subject: (\[PATCH[^]]*\] )?.+: .+' "$patch" || { echo "$patch: no Subject: line, or none of the form 'subsystem: what'"; wrong=1; }
+		grep -q '^Signed-off-by: ' "$patch" || { echo "$patch: no Signed-off-by: line"; wrong=1; }
+		awk '/^$/ { body = 1; next } /^(---|diff --git|Signed-off-by:)/ { exit } body { n++ } END { exit !n }' "$patch" ||
+			{ echo "$patch: no commit message"; wrong=1; }
+	done
+	for file in "$REPO"/patches/*.patch; do
+		[[ " ${patches[*]} " == *" $file "* || ! -e $file ]] || { echo "$file: not in patches/series"; wrong=1; }
+	done
+	return $wrong
+}
+
+# Not asked for: FILE_PATH_CHANGES, as MAINTAINERS is one patch for the whole
+# series. And in self-tests, which are user space: BIT_MACRO, which they do not
+# have, and MACRO_ARG_REUSE, as their harness' macros are all like that.
+check_checkpatch() {
+	local rc=0 file patch ignore
+	local args=(--quiet --strict --show-types --ignore)
+	cd "$tree"
+	for patch in "${patches[@]}"; do
+		ignore=FILE_PATH_CHANGES
+		! grep -q '^+++ b/tools/testing/' "$patch" || ignore+=,BIT_MACRO,MACRO_ARG_REUSE
+		scripts/checkpatch.pl "${args[@]}" "$ignore" "$patch" || rc=1
+	done
+	for file in "${new[@]}"; do
+		ignore=FILE_PATH_CHANGES
+		[[ $file != tools/testing/* ]] || ignore+=,BIT_MACRO,MACRO_ARG_REUSE
+		scripts/checkpatch.pl "${args[@]}" "$ignore" --file "$file" || rc=1
+	done
+	return $rc
+}
+
+check_rustfmt() {
+	local files
+	cd "$tree"
+	mapfile -t files < <(of_type .rs "${new[@]}" "${patched[@]}")
+	((!${#files[@]})) || rustfmt --check --edition 2021 "${files[@]}"
+}
+
+# In a build directory of its own, because other warnings mean other objects.
+# With the kernel's own settings, and one more: code must suit the oldest compiler
+# that the kernel builds with. The kernel's files do not all pass that, so what
+# counts is whether a message names a file of ours.
+check_kernel() {
+	local log=$LOGS/lint-kernel-build.log ours
+	# What is up to date would not be looked at.
+	rm -f "$BUILD"/lint/rust/kernel.o "$BUILD"/lint/drivers/iommu/{iommufd,arm/arm-smmu-v3}/*.o
+	"$REPO/scripts/image.sh" lint W=1 CLIPPY=1 KRUSTFLAGS=-Wclippy::incompatible_msrv \
+		rust/ drivers/iommu/iommufd/ drivers/iommu/arm/arm-smmu-v3/ >"$log" 2>&1 || {
+		tail -n 40 "$log"
+		return 1
+	}
+	ours=$(printf '%s|' "${new[@]}" "${patched[@]}")
+	! grep -nE -B 3 -A 8 "(${ours%|}):[0-9]+" "$log"
+}
+
+# kernel-doc has something to say about the kernel as it is: only what is new counts.
+check_kerneldoc() {
+	local files pristine
+	pristine=$(cat "$tree.base")
+	mapfile -t files < <(of_type .h "${new[@]}" "${patched[@]}" && of_type .c "${new[@]}" "${patched[@]}")
+	((${#files[@]})) || return 0
+	docs() {
+		local file
+		cd "$1"
+		for file in "${files[@]}"; do
+			[[ ! -e $file ]] || ./scripts/kernel-doc -none -Wall "$file" 2>&1
+		done | sed -E 's/:[0-9]+/:/' | sort
+	}
+	docs "$pristine" >"$BUILD/kerneldoc.before"
+	docs "$tree" >"$BUILD/kerneldoc.after"
+	! comm -13 "$BUILD/kerneldoc.before" "$BUILD/kerneldoc.after" | grep .
+}
+
+check_cargofmt() {
+	cd "$REPO/tools/vsmmu"
+	cargo fmt --check
+}
+
+check_cargoclippy() {
+	cd "$REPO/tools/vsmmu"
+	CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --locked --all-targets -- -D warnings
+}
+
+mkdir -p "$LOGS"
+declare -A what=(
+	[shellcheck]="shell scripts: shellcheck"
+	[codespell]="texts: codespell"
+	[series]="patches: author, subject, message, sign-off"
+	[checkpatch]="patches and new files: checkpatch --strict"
+	[rustfmt]="kernel: rustfmt"
+	[kernel]="kernel: W=1 and clippy, warnings are errors"
+	[kerneldoc]="kernel: nothing new from kernel-doc"
+	[cargofmt]="user space: cargo fmt"
+	[cargoclippy]="user space: clippy, warnings are errors"
+)
+(($#)) || set -- shellcheck codespell series checkpatch rustfmt kerneldoc cargofmt cargoclippy kernel
+for name in "$@"; do
+	check "$name" "${what[$name]}"
+done
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((!failed))

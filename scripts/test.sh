@@ -1,0 +1,150 @@
+#!/bin/bash
+# test.sh [GROUP...]: runs the tests, or the given groups of them. Ends with a
+# table and "N passed, N failed"; fails if any did. Runs in the build root.
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+passed=0 failed=0 table='' matrix=''
+start=$SECONDS
+
+result() { # GROUP PASSED FAILED WHAT
+	passed=$((passed + $2)) failed=$((failed + $3))
+	table+=$(printf '%-10s %4d passed %4d failed   %s' "$1" "$2" "$3" "$4")$'\n'
+	note "$1: $2 passed, $3 failed"
+}
+
+image() { # GROUP VARIANT: a kernel that cannot be built is one failed check
+	"$REPO/scripts/image.sh" "$2" && return
+	result "$1" 0 1 "the $2 kernel does not build"
+	return 1
+}
+
+initrd() { # GROUP
+	"$REPO/scripts/initrd.sh" && return
+	result "$1" 0 1 "the user-space programs do not build"
+	return 1
+}
+
+# demo GROUP VARIANT SMP [COMMANDS BEFORE]: each row of the demo's table is a check.
+demo() {
+	local log=$LOGS/$1.log rc=0 counts
+	say "$1: the demo on the $2 kernel with $3 CPU$([[ $3 == 1 ]] || echo s)"
+	NAME=$1 VARIANT=$2 SMP=$3 RUN="${4-}/vsmmu/vsmmu-demo" "$REPO/scripts/boot.sh" >/dev/null || rc=$?
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
+	if [[ ! $counts ]] || { ((rc)) && [[ ${counts#* } == 0 ]]; }; then
+		result "$1" "${counts% *}" "$((${counts#* } + 1))" "the demo did not run to its end, or the kernel reported an error: $log"
+		return
+	fi
+	((!rc)) || grep -iE '\bfail' "$log" | head -n 20 >&2
+	result "$1" "${counts% *}" "${counts#* }" "the demo, $2 kernel, $3 CPU$([[ $3 == 1 ]] || echo s)"
+}
+
+group_userspace() {
+	local what="unit tests of the user-space programs" counts
+	if logged cargo-test "userspace: $what" env CARGO_TARGET_DIR="$BUILD/cargo" \
+		bash -c "cd '$REPO/tools/vsmmu' && cargo test --locked --no-fail-fast"; then :; fi
+	counts=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$LOGS/cargo-test.log")
+	[[ $counts != "0 0" ]] || counts="0 1"
+	result userspace "${counts% *}" "${counts#* }" "$what"
+}
+
+# Every suite of the kernel's tests that is built in is run; those of the new
+# files have to be among them.
+group_kunit() {
+	local log=$LOGS/kunit.kernel.log json suites missing='' counts suite
+	image kunit rust && initrd kunit || return 0
+	say "kunit: the unit tests in the kernel"
+	if ! NAME=kunit RUN=true APPEND="kunit.enable=1 kunit.autorun=1" "$REPO/scripts/boot.sh"; then
+		result kunit 0 1 "the kernel did not boot through its unit tests, or reported an error: $log"
+		return
+	fi
+	json=$(sed 's/\r$//' "$log" | (cd "$BUILD/linux" && python3 tools/testing/kunit/kunit.py parse --json) | tee "$LOGS/kunit.log" |
+		sed -n '/^{/,/^}/p')
+	counts=$(jq -r '[.. | .test_cases? // [] | .[].status] | "\(map(select(. == "PASS")) | length) \(map(select(. == "FAIL" or . == "ERROR")) | length)"' <<<"$json")
+	[[ $counts ]] || counts="0 1"
+	suites=$(grep -rhoP '^#\[kunit_tests\(\K\w+' "$REPO/rust" "$REPO/drivers" || true)
+	for suite in $suites; do
+		jq -e --arg suite "$suite" '[.. | .name? // empty] | index($suite)' <<<"$json" >/dev/null || missing+=" $suite"
+	done
+	if [[ ${counts#* } != 0 || $missing ]]; then grep -aE 'FAILED|ERROR' "$LOGS/kunit.log" >&2 || true; fi
+	[[ ! $missing ]] || counts="${counts% *} $((${counts#* } + 1))"
+	result kunit "${counts% *}" "${counts#* }" "unit tests in the kernel${missing:+, but these suites did not run:$missing}"
+}
+
+group_demo() {
+	image demo rust && initrd demo || return 0
+	demo demo-smp1 rust 1
+	demo demo-smp4 rust 4
+}
+
+# The same rows on the C code, much of which is not as the contract says: if
+# nothing fails there, the rows do not look.
+group_c() {
+	local log=$LOGS/demo-c.log rc=0 counts
+	image c c && initrd c || return 0
+	say "c: the demo on the C kernel, where rows must fail"
+	NAME=demo-c VARIANT=c SMP=1 ALLOW='__alloc_frozen_pages' RUN=/vsmmu/vsmmu-demo "$REPO/scripts/boot.sh" >/dev/null || rc=$?
+	counts=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' "$log" | tail -n 1)
+	if [[ $rc == 1 && ${counts:-0} -gt 0 ]]; then
+		result c 1 0 "the demo sees that the C kernel is different ($counts rows fail there)"
+	else
+		result c 0 1 "the demo does not tell the C kernel from the Rust one, or did not run: $log"
+	fi
+}
+
+# The kernel's own self-tests of iommufd, on both kernels. Upstream's pass on
+# both. That of the SMMUv3 path has to fail on the C kernel, or it does not look.
+group_kselftest() {
+	local variant program passed_here failed_here skipped
+	image kselftest rust && image kselftest c || return 0
+	for variant in rust c; do
+		VARIANT=$variant "$REPO/scripts/kselftest.sh" >/dev/null || true
+		while read -r program passed_here failed_here skipped; do
+			matrix+="$program $variant $passed_here $failed_here $skipped"$'\n'
+			if [[ $variant:$program != c:*/iommufd_arm_smmuv3 ]]; then
+				result kselftest "$passed_here" "$failed_here" "$program, $variant kernel ($skipped skipped)"
+			elif ((failed_here > 40 && passed_here > 20)); then
+				result kselftest 1 0 "$program sees that the C kernel is different ($failed_here of its tests fail there)"
+			else
+				result kselftest 0 1 "$program does not tell the C kernel from the Rust one: $LOGS/kselftest-c.log"
+			fi
+		done <"$LOGS/kselftest-$variant.counts"
+	done
+}
+
+group_modular() {
+	local root=$BUILD/modular/root
+	image modular modular && initrd modular || return 0
+	rm -rf "$root"
+	if ! logged modules "installing the modules" "$REPO/scripts/image.sh" modular -s INSTALL_MOD_PATH="$root" modules_install; then
+		result modular 0 1 "the modules cannot be installed"
+		return
+	fi
+	rm -f "$root"/lib/modules/*/build
+	FILES=$root demo modular modular 2 'modprobe -a arm_smmu_v3 iommufd vfio_pci && '
+}
+
+group_x86_64() {
+	image x86_64 x86_64 || return 0
+	result x86_64 1 0 "the ioctl handler compiles for x86_64 without warnings"
+}
+
+mkdir -p "$LOGS"
+(($#)) || set -- userspace kunit demo kselftest c modular x86_64
+for group in "$@"; do
+	"group_$group"
+done
+
+printf '\n%s\n' "$table"
+# Self-tests by kernel: passed, failed, skipped.
+[[ ! $matrix ]] || awk '
+	NF == 5 { if (!($1 in seen)) { seen[$1] = 1; order[++n] = $1 } cell[$1, $2] = sprintf("%d / %d / %d", $3, $4, $5) }
+	END {
+		printf "%-30s %18s %18s\n", "pass / fail / skip", "rust", "c"
+		for (i = 1; i <= n; i++) printf "%-30s %18s %18s\n", order[i], cell[order[i], "rust"], cell[order[i], "c"]
+		print ""
+	}' <<<"$matrix"
+printf 'in %d min %d s; logs are in %s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "$LOGS"
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((failed == 0 && passed > 0))
