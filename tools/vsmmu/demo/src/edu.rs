@@ -42,7 +42,8 @@ pub enum Error {
 }
 
 fn read32(smmu: &NestedSmmu, reg: u64) -> u32 {
-    let mut buf = [0; 4];
+    // A read that fails leaves the buffer as it is: as "busy", rather than "done".
+    let mut buf = [0xff; 4];
     smmu.device().region_read(BAR0, &mut buf, reg);
     u32::from_le_bytes(buf)
 }

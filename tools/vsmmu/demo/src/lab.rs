@@ -12,7 +12,7 @@ use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{Address, GuestAddress, GuestMemoryError};
 use vsmmu_nested::ram::PAGE_SIZE;
 use vsmmu_nested::stage1::{self, Stage1};
-use vsmmu_nested::{Command, GuestRam, InvalidateArg, NestedSmmu, Outcome};
+use vsmmu_nested::{Command, Failure, GuestRam, InvalidateArg, NestedSmmu, Outcome};
 
 use crate::edu;
 
@@ -48,23 +48,29 @@ pub enum Error {
     #[error(transparent)]
     Edu(#[from] edu::Error),
     /// Guest memory.
-    #[error("guest memory: {0}")]
+    #[error("cannot access the guest memory")]
     Ram(#[from] GuestMemoryError),
     /// This process's memory.
-    #[error("no memory: {0}")]
-    Map(MmapRegionError),
+    #[error("cannot map memory for the argument of a call")]
+    Map(#[source] MmapRegionError),
     /// Guest memory, when it is made.
-    #[error("guest memory: {0}")]
+    #[error("cannot map memory for the guest")]
     NewRam(#[from] FromRangesError),
     /// A system call.
-    #[error("{0}: {1}")]
-    System(&'static str, io::Error),
-    /// A child in an ioctl.
+    #[error("{0}")]
+    System(&'static str, #[source] io::Error),
+    /// A fork, when there are threads: the child would have only one of them.
+    #[error("there is more than one thread, so that it is not safe to fork")]
+    Threads,
+    /// A child that is to be killed in its ioctl.
+    #[error("a child process had not begun its ioctl after {0:?}")]
+    WontStart(Duration),
+    /// The same, later.
     #[error("a killed process was still in its ioctl after {0:?}")]
     WontDie(Duration),
     /// The lab itself, with an invalidation that cannot fail.
-    #[error("could not clean up after the experiment: {0:?}")]
-    CleanUp(Outcome),
+    #[error("cannot clean up after the experiment")]
+    CleanUp(#[source] Failure),
 }
 
 /// What is changed between the first and the second DMA, to make cached state stale.
@@ -115,7 +121,7 @@ pub struct Sights {
 }
 
 /// How a call ended.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// `None` when the caller did not live to see it.
     pub errno: Option<i32>,
@@ -125,6 +131,11 @@ pub struct Answer {
     pub code: u32,
     /// Anything to add.
     pub note: Option<String>,
+    /// What is wrong beside the numbers above.
+    pub fault: Option<String>,
+    /// It was not the call that it should have been: the experiment has to be made once more, from the
+    /// beginning.
+    pub again: bool,
 }
 
 impl From<Outcome> for Answer {
@@ -133,7 +144,7 @@ impl From<Outcome> for Answer {
             errno: Some(outcome.errno),
             entry_num: outcome.entry_num,
             code: outcome.code,
-            note: None,
+            ..Answer::default()
         }
     }
 }
@@ -190,29 +201,40 @@ impl Lab {
         InvalidateArg::new(self.smmu.viommu_id(), commands)
     }
 
+    /// Has the vIOMMU execute `commands`.
+    pub fn invalidate(&self, commands: &[Command]) -> Answer {
+        self.call(self.arg(commands))
+    }
+
     /// Makes the call.
     pub fn call(&self, mut arg: InvalidateArg) -> Answer {
         arg.call(self.smmu.iommufd()).into()
     }
 
-    /// One experiment: `send` is the invalidation.
+    /// One experiment: `call` is the invalidation.
     pub fn experiment(
         &mut self,
         change: Change,
-        send: &dyn Fn(&mut Lab) -> Result<Answer, Error>,
+        call: &dyn Fn(&mut Lab) -> Result<Answer, Error>,
     ) -> Result<(Answer, Option<Sights>), Error> {
         if change == Change::None {
-            return Ok((send(self)?, None));
+            return Ok((call(self)?, None));
         }
-        let (old, new) = self.tag_pages()?;
-        self.look(0)?;
-        self.change(change)?;
-        self.look(1)?;
-        let answer = send(self)?;
-        self.look(2)?;
-        let sights = self.sights(old, new);
-        self.restore(change)?;
-        Ok((answer, Some(sights?)))
+        loop {
+            let (old, new) = self.tag_pages()?;
+            self.look(0)?;
+            self.change(change)?;
+            self.look(1)?;
+            let answer = call(self)?;
+            if answer.again {
+                self.restore(change)?;
+                continue;
+            }
+            self.look(2)?;
+            let sights = self.sights(old, new);
+            self.restore(change)?;
+            return Ok((answer, Some(sights?)));
+        }
     }
 
     /// Writes something never used before into all four pages. Gives the old and the new content.
@@ -283,10 +305,6 @@ impl Lab {
         }
         stage1::write_cd(self.smmu.ram(), self.descriptor, &self.tables, ASID)?;
         let everything = [Command::cfgi_cd_all(VSID), Command::tlbi_nsnh_all()];
-        let outcome = self.smmu.invalidate(&everything);
-        if outcome.errno != 0 || outcome.entry_num != 2 {
-            return Err(Error::CleanUp(outcome));
-        }
-        Ok(())
+        self.smmu.invalidate(&everything).map_err(Error::CleanUp)
     }
 }

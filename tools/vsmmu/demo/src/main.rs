@@ -13,14 +13,18 @@ mod userbuf;
 
 use std::error::Error;
 use std::fs;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
 use vsmmu_nested::{HwInfo, pci};
 
-use lab::{Change, Lab, Seen, Sight};
-use rows::{Num, Report, Row};
+use lab::{Change, Lab, Seen, Sight, Sights};
+use rows::{Act, Found, Num, Report, Row, Want};
+
+/// The exit status for it.
+const NOTHING_TO_SEE: u8 = 2;
 
 /// Shows, with real DMA, that ioctl(IOMMU_HWPT_INVALIDATE) keeps its contract.
 ///
@@ -46,14 +50,31 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // As other programs do: with nobody to read the output (a pipe into head), this ends.
+    // SAFETY: before there is anything that could depend on it.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let args = Args::parse();
     match run(&args) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("vsmmu-demo: {e}");
-            ExitCode::from(2)
+            eprintln!("vsmmu-demo: {}", with_causes(&*e));
+            ExitCode::from(NOTHING_TO_SEE)
         }
     }
+}
+
+/// An error and what caused it. Some libraries repeat the cause in their own text, and some do not.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
@@ -75,7 +96,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         Some(bdf) => bdf.clone(),
         None => pci::find(edu::PCI_ID.0, edu::PCI_ID.1)?,
     };
-    let mut lab = Lab::new(&pci::bind_to_vfio(&bdf)?)?;
+    let mut lab = Lab::new(&pci::bind_to_vfio(&bdf, edu::PCI_ID)?)?;
     let hw = lab.smmu.hw_info();
     print_header(args.json, &bdf, &hw);
 
@@ -86,6 +107,11 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
             print_not_applicable(args.json, i + 1, row);
             continue;
         }
+        if !args.json {
+            // Before it runs, so that one that hangs can be seen.
+            print_start(&(i + 1).to_string(), &row.what);
+            io::stdout().flush()?;
+        }
         let report = row.run(&mut lab);
         if report.faults.is_empty() {
             passed += 1;
@@ -93,7 +119,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
             failed += 1;
         }
         print_row(args.json, i + 1, row, &report);
-        if report.result.is_err() {
+        if report.found.is_err() {
             // Nothing that comes after it can be trusted, and each row might take as long to fail.
             let left = rows.len() - (i + 1);
             eprintln!("vsmmu-demo: the experiment itself failed; rows not tried: {left}");
@@ -112,10 +138,10 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
         println!("{passed} passed, {failed} failed");
     }
-    Ok(if failed == 0 && passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match (passed, failed) {
+        (0, 0) => ExitCode::from(NOTHING_TO_SEE),
+        (_, 0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     })
 }
 
@@ -137,7 +163,7 @@ fn print_header(as_json: bool, bdf: &str, hw: &HwInfo) {
                 "cpus": cpus(),
                 "device": bdf,
                 "vsid": lab::VSID,
-                "reports_error_code": hw.reports_error_code(),
+                "answers_exactly": hw.answers_exactly(),
                 "hw_info": {
                     "flags": hw.flags,
                     "idr": hw.idr,
@@ -163,8 +189,8 @@ fn print_header(as_json: bool, bdf: &str, hw: &HwInfo) {
         yes(hw.ds())
     );
     println!(
-        "The kernel says that it reports the error code: {}\n",
-        yes(hw.reports_error_code())
+        "The kernel says that it counts exactly and reports the error code: {}\n",
+        yes(hw.answers_exactly())
     );
     println!(
         "Each row: DMA reads the pages A and B, what they lead to is changed, DMA reads them once\n\
@@ -179,73 +205,47 @@ fn print_header(as_json: bool, bdf: &str, hw: &HwInfo) {
         "DMA read A B",
         "ok",
     );
-    println!("{}", "-".repeat(145));
+    println!("{}", "-".repeat(149));
 }
 
 fn print_line(row: &str, what: &str, got: &str, want: &str, dma: &str, ok: &str) {
-    println!("{row:>3} | {what:<66} | {got:<20} | {want:<20} | {dma:<18} | {ok}");
+    print_start(row, what);
+    print_rest(got, want, dma, ok);
+}
+
+fn print_start(row: &str, what: &str) {
+    print!("{row:>3} | {what:<66} | ");
+}
+
+fn print_rest(got: &str, want: &str, dma: &str, ok: &str) {
+    println!("{got:<20} | {want:<24} | {dma:<18} | {ok}");
 }
 
 fn print_row(as_json: bool, number: usize, row: &Row, report: &Report) {
-    let ok = report.faults.is_empty();
-    let answer = report.result.as_ref().ok().map(|(answer, _)| answer);
-    let sights = report.result.as_ref().ok().and_then(|(_, sights)| *sights);
     if as_json {
-        let sight = |sight: Sight| sight.map(|seen| seen.to_string());
-        let (min, max) = match row.want.num {
-            Num::Is(n) => (n, n),
-            Num::SomeOf(n) => (1, n - 1),
-        };
-        println!(
-            "{}",
-            json!({
-                "row": number,
-                "id": row.id,
-                "what": row.what,
-                "want": {
-                    "errno": row.want.errno,
-                    "entry_num_min": min,
-                    "entry_num_max": max,
-                    "code": row.want.code,
-                    "dma": (row.change != Change::None)
-                        .then(|| row.sees.map(|seen| seen.map(|seen| seen.to_string()))),
-                },
-                "got": answer.map(|answer| json!({
-                    "errno": answer.errno,
-                    "entry_num": answer.entry_num,
-                    "code": answer.code,
-                    "note": answer.note,
-                    "dma": sights.map(|sights| json!({
-                        "first": sight(sights.first),
-                        "stale": sight(sights.stale),
-                        "after": sight(sights.after),
-                    })),
-                })),
-                "faults": report.faults,
-                "ok": ok,
-            })
-        );
+        print_row_json(number, row, report);
         return;
     }
-    let got = answer.map_or("-".into(), |answer| {
-        triple(answer.errno, &answer.entry_num.to_string(), answer.code)
-    });
-    let num = match row.want.num {
-        Num::Is(n) => n.to_string(),
-        Num::SomeOf(n) => format!("1..{n}"),
+    let ok = report.faults.is_empty();
+    let (got, sights) = match &report.found {
+        Err(_) => ("-".into(), None),
+        Ok(Found::Flag(flag)) => (if *flag { "flag" } else { "no flag" }.into(), None),
+        Ok(Found::Call(answer, sights)) => (
+            triple(answer.errno, &answer.entry_num.to_string(), answer.code),
+            *sights,
+        ),
     };
-    let want = triple(row.want.errno, &num, row.want.code);
+    let want = match &row.act {
+        Act::Flag => "flag".into(),
+        Act::Call(_) => {
+            let any_of: Vec<_> = row.want.iter().map(wanted).collect();
+            any_of.join(", ")
+        }
+    };
     let dma = sights.map_or(String::new(), |sights| {
         format!("{} -> {}", pair(sights.stale), pair(sights.after))
     });
-    print_line(
-        &number.to_string(),
-        &row.what,
-        &got,
-        &want,
-        &dma,
-        if ok { "ok" } else { "FAILED" },
-    );
+    print_rest(&got, &want, &dma, if ok { "ok" } else { "FAILED" });
     if !ok {
         let sees = row.sees.map(|seen| seen.map_or("any".into(), name));
         let expected = if row.change == Change::None {
@@ -255,6 +255,70 @@ fn print_row(as_json: bool, number: usize, row: &Row, report: &Report) {
         };
         println!("    |   wrong: {}{expected}", report.faults.join("; "));
     }
+}
+
+fn wanted(want: &Want) -> String {
+    let num = match want.num {
+        Num::Is(n) => n.to_string(),
+        Num::Within(min, max) => format!("{min} to {max}"),
+    };
+    triple(want.errno, &num, want.code)
+}
+
+fn print_row_json(number: usize, row: &Row, report: &Report) {
+    let want = match &row.act {
+        Act::Flag => json!({"flag": true}),
+        Act::Call(_) => {
+            let any_of = row.want.iter().map(|want| {
+                let (min, max) = match want.num {
+                    Num::Is(n) => (n, n),
+                    Num::Within(min, max) => (min, max),
+                };
+                json!({
+                    "errno": want.errno,
+                    "entry_num_min": min,
+                    "entry_num_max": max,
+                    "code": want.code,
+                })
+            });
+            json!({
+                "any_of": any_of.collect::<Vec<_>>(),
+                "dma": (row.change != Change::None)
+                    .then(|| row.sees.map(|seen| seen.map(name))),
+            })
+        }
+    };
+    let sight = |sight: Sight| sight.map(name);
+    let dma = |sights: Sights| {
+        json!({
+            "first": sight(sights.first),
+            "stale": sight(sights.stale),
+            "after": sight(sights.after),
+        })
+    };
+    let got = match &report.found {
+        Err(_) => json!(null),
+        Ok(Found::Flag(flag)) => json!({"flag": flag}),
+        Ok(Found::Call(answer, sights)) => json!({
+            "errno": answer.errno,
+            "entry_num": answer.entry_num,
+            "code": answer.code,
+            "note": answer.note,
+            "dma": sights.map(dma),
+        }),
+    };
+    println!(
+        "{}",
+        json!({
+            "row": number,
+            "id": row.id,
+            "what": row.what,
+            "want": want,
+            "got": got,
+            "faults": report.faults,
+            "ok": report.faults.is_empty(),
+        })
+    );
 }
 
 fn print_not_applicable(as_json: bool, number: usize, row: &Row) {

@@ -3,10 +3,30 @@
 //! The contract of `ioctl(IOMMU_HWPT_INVALIDATE)`, row by row: what is sent, what has to come back,
 //! and what DMA has to read then.
 //!
-//! "entry_num = k" means that the entries before k are complete. Wherever a row has that and k > 0,
-//! the first of those entries invalidates page A and the last one page B, and DMA must read the new
-//! content of both.
+//! | what happens | errno | entry_num | code |
+//! |---|---|---|---|
+//! | all n entries done | 0 | n | 0 |
+//! | entry k: an opcode that is not supported, a bit that is reserved or not implemented by this SMMU, a vSID with no vDEVICE | EIO | k | ILL |
+//! | the SMMU raises CERROR_ILL on the command made from entry k | EIO | k | ILL |
+//! | the SMMU raises CERROR_ABT there, and again after the retry | EIO | k | ABT |
+//! | the ATC invalidation of entry k times out, and again when replayed alone | EIO | k | ATC_INV_SYNC |
+//! | the SMMU consumes nothing for the driver's time limit and reports no error | ETIMEDOUT | first entry not known complete | 0 |
+//! | entry k cannot be read, or its tail beyond what the kernel knows is not zero | EFAULT, E2BIG | k | 0 |
+//! | the caller is being killed | EINTR | entries complete | 0 |
+//! | n = 0 and the type is supported | 0 | 0 | 0 |
+//! | `entry_len` below the 16 bytes of a command | EINVAL | 0 | 0 |
+//! | n = 0 and the type is not supported, or any other bad argument | as without the contract | 0 | 0 |
+//!
+//! The four lines about an SMMU that fails have no rows here. They need an SMMU that does so on demand,
+//! and a kernel that keeps the second line sends it nothing that it finds illegal.
+//!
+//! "entry_num = k" means that the entries before k are complete; nothing is promised about those after
+//! it. Wherever a row has that and k > 0, the first of those entries invalidates page A and, if k > 1,
+//! the last one page B: DMA must read the new content. With k = 1 page B may be either.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::ByteValued;
@@ -18,7 +38,7 @@ use crate::lab::{
     ASID, ASID_2, Answer, Change, Error, Lab, PAGE_A, PAGE_B, PAGE_ELSEWHERE, Seen, Sights,
     UNLINKED_VSID, VSID,
 };
-use crate::userbuf::{self, BeforeHole, Killed};
+use crate::userbuf::{self, BeforeEnd, BeforeHole};
 
 /// Around the sizes at which a kernel might cut an array into pieces: 63 commands and a CMD_SYNC,
 /// a block of 64, twice that.
@@ -29,8 +49,8 @@ const BORDERS: [usize; 9] = [0, 1, 62, 63, 64, 65, 126, 127, 200];
 pub enum Num {
     /// This number.
     Is(u32),
-    /// At least one, but not all of this many.
-    SomeOf(u32),
+    /// From the first to the second, both included.
+    Within(u32, u32),
 }
 
 /// What the kernel has to answer.
@@ -44,7 +64,36 @@ pub struct Want {
     pub code: u32,
 }
 
-type Send = Box<dyn Fn(&mut Lab) -> Result<Answer, Error>>;
+impl Want {
+    fn is(&self, answer: &Answer) -> bool {
+        self.differences(answer).is_empty()
+    }
+
+    /// The names of the parts of the answer that are wrong.
+    fn differences(&self, answer: &Answer) -> Vec<&'static str> {
+        let num = match self.num {
+            Num::Is(n) => answer.entry_num == n,
+            Num::Within(min, max) => (min..=max).contains(&answer.entry_num),
+        };
+        let parts = [
+            (answer.errno == self.errno, "errno"),
+            (num, "entry_num"),
+            (answer.code == self.code, "code"),
+        ];
+        let wrong = parts.into_iter().filter(|(right, _)| !right);
+        wrong.map(|(_, name)| name).collect()
+    }
+}
+
+type Call = dyn Fn(&mut Lab) -> Result<Answer, Error>;
+
+/// What a row does.
+pub enum Act {
+    /// Only looks whether hw_info has the flag by which a kernel promises all the rest.
+    Flag,
+    /// Makes a call.
+    Call(Box<Call>),
+}
 
 /// One row of the contract.
 pub struct Row {
@@ -57,29 +106,44 @@ pub struct Row {
     /// What is changed before.
     pub change: Change,
     /// Does it.
-    pub send: Send,
-    /// What has to come back.
-    pub want: Want,
+    pub act: Act,
+    /// What has to come back: one of these, if it depends on the time which. Not for [`Act::Flag`].
+    pub want: Vec<Want>,
     /// What DMA has to read from the pages A and B then; `None` where nothing is promised.
     pub sees: [Option<Seen>; 2],
 }
 
 /// How a row came out.
 pub struct Report {
-    /// The answer and the DMAs, or why there are none.
-    pub result: Result<(Answer, Option<Sights>), Error>,
+    /// What came back, or why nothing did.
+    pub found: Result<Found, Error>,
     /// What is wrong, empty if nothing is.
     pub faults: Vec<String>,
+}
+
+/// What came back.
+pub enum Found {
+    /// Whether hw_info has the flag.
+    Flag(bool),
+    /// How the call ended, and what DMA read.
+    Call(Answer, Option<Sights>),
 }
 
 impl Row {
     /// Makes the experiment, and holds it against what has to come out.
     pub fn run(&self, lab: &mut Lab) -> Report {
-        let result = lab.experiment(self.change, &*self.send);
+        let found = match &self.act {
+            Act::Flag => Ok(Found::Flag(lab.smmu.hw_info().answers_exactly())),
+            Act::Call(call) => lab
+                .experiment(self.change, call)
+                .map(|(answer, sights)| Found::Call(answer, sights)),
+        };
         let mut faults = Vec::new();
-        match &result {
-            Err(e) => faults.push(e.to_string()),
-            Ok((answer, sights)) => {
+        match &found {
+            Err(e) => faults.push(crate::with_causes(e)),
+            Ok(Found::Flag(true)) => {}
+            Ok(Found::Flag(false)) => faults.push("no flag".into()),
+            Ok(Found::Call(answer, sights)) => {
                 self.judge(answer, &mut faults);
                 if let Some(sights) = sights {
                     self.judge_sights(sights, &mut faults);
@@ -89,24 +153,19 @@ impl Row {
                 }
             }
         }
-        Report { result, faults }
+        Report { found, faults }
     }
 
     fn judge(&self, answer: &Answer, faults: &mut Vec<String>) {
-        let mut check = |ok: bool, what: &str| {
-            if !ok {
-                faults.push(what.into());
-            }
+        faults.extend(answer.fault.clone());
+        if self.want.iter().any(|want| want.is(answer)) {
+            return;
+        }
+        let names = match &self.want[..] {
+            [want] => want.differences(answer).join(", "),
+            _ => "the answer is none of these".into(),
         };
-        check(answer.errno == self.want.errno, "errno");
-        check(
-            match self.want.num {
-                Num::Is(n) => answer.entry_num == n,
-                Num::SomeOf(n) => (1..n).contains(&answer.entry_num),
-            },
-            "entry_num",
-        );
-        check(answer.code == self.want.code, "code");
+        faults.push(names);
     }
 
     fn judge_sights(&self, sights: &Sights, faults: &mut Vec<String>) {
@@ -126,18 +185,22 @@ impl Row {
 
 // How rows are written: `row(id, what)`, then what differs from an innocent call.
 
+fn want(errno: i32, entry_num: u32, code: ErrorCode) -> Want {
+    Want {
+        errno: Some(errno),
+        num: Num::Is(entry_num),
+        code: code as u32,
+    }
+}
+
 fn row(id: impl Into<String>, what: impl Into<String>) -> Row {
     Row {
         id: id.into(),
         what: what.into(),
         applies: |_| true,
         change: Change::None,
-        send: Box::new(|lab| Ok(lab.smmu.invalidate(&[]).into())),
-        want: Want {
-            errno: Some(0),
-            num: Num::Is(0),
-            code: ErrorCode::None as u32,
-        },
+        act: Act::Call(Box::new(|lab| Ok(lab.invalidate(&[])))),
+        want: vec![want(0, 0, ErrorCode::None)],
         sees: [None; 2],
     }
 }
@@ -162,7 +225,7 @@ impl Row {
 
     /// `k` entries are complete: the first invalidates page A, the last one B.
     fn completes(mut self, k: usize) -> Self {
-        self.want.num = Num::Is(k as u32);
+        self.want[0].num = Num::Is(k as u32);
         if k > 0 {
             self.change = Change::Pages;
         }
@@ -174,44 +237,44 @@ impl Row {
         self
     }
 
-    fn calls(self, send: impl Fn(&mut Lab) -> Result<Answer, Error> + 'static) -> Self {
+    fn calls(self, call: impl Fn(&mut Lab) -> Result<Answer, Error> + 'static) -> Self {
         Row {
-            send: Box::new(send),
+            act: Act::Call(Box::new(call)),
             ..self
         }
     }
 
     fn sends(self, commands: impl Fn() -> Vec<Command> + 'static) -> Self {
-        self.calls(move |lab| Ok(lab.smmu.invalidate(&commands()).into()))
+        self.calls(move |lab| Ok(lab.invalidate(&commands())))
     }
 
-    /// An array of 16-byte entries, and a call that is not what it should be.
+    /// The call for `commands`, but with an argument that `alter` changes.
     fn sends_with(
         self,
         commands: impl Fn() -> Vec<Command> + 'static,
-        spoil: impl Fn(&Lab, &mut InvalidateArg) + 'static,
+        alter: impl Fn(&Lab, &mut InvalidateArg) + 'static,
     ) -> Self {
         self.calls(move |lab| {
             let commands = commands();
             let mut arg = lab.arg(&commands);
-            spoil(lab, &mut arg);
+            alter(lab, &mut arg);
             Ok(lab.call(arg))
         })
     }
 
     fn errno(mut self, errno: i32) -> Self {
-        self.want.errno = Some(errno);
+        self.want[0].errno = Some(errno);
         self
     }
 
     fn entry_num(mut self, n: u32) -> Self {
-        self.want.num = Num::Is(n);
+        self.want[0].num = Num::Is(n);
         self
     }
 
     /// EIO, and the entry was illegal.
     fn illegal(mut self) -> Self {
-        self.want.code = ErrorCode::Ill as u32;
+        self.want[0].code = ErrorCode::Ill as u32;
         self.errno(libc::EIO)
     }
 }
@@ -243,7 +306,7 @@ fn good(n: usize) -> Vec<Command> {
 }
 
 /// `k` good commands, then `bad`, then another good one that has nothing to do with A or B.
-fn spoilt(k: usize, bad: Command) -> Vec<Command> {
+fn bad_at(k: usize, bad: Command) -> Vec<Command> {
     let mut commands = good(k);
     commands.push(bad);
     commands.push(elsewhere());
@@ -274,30 +337,30 @@ fn array(lab: &Lab, addr: u64, entry_len: usize, n: usize) -> InvalidateArg {
     }
 }
 
-/// Sends each array by itself. The answer is the first that differs from `want`, else the last.
-fn each(
-    lab: &Lab,
-    arrays: impl IntoIterator<Item = (String, Vec<Command>)>,
-    want: (i32, u32, ErrorCode),
-) -> Answer {
+/// Sends each array by itself. The answer is the first that is not as wanted, else the last.
+fn each(lab: &Lab, arrays: impl IntoIterator<Item = (String, Vec<Command>)>, want: Want) -> Answer {
     let mut last = None;
     for (name, commands) in arrays {
-        let outcome = lab.smmu.invalidate(&commands);
-        let differs =
-            (outcome.errno, outcome.entry_num, outcome.code) != (want.0, want.1, want.2 as u32);
+        let answer = lab.invalidate(&commands);
+        let right = want.is(&answer);
         last = Some(Answer {
             note: Some(format!("with {name}")),
-            ..outcome.into()
+            ..answer
         });
-        if differs {
+        if !right {
             break;
         }
     }
     last.expect("there is something to send")
 }
 
-const REFUSED: (i32, u32, ErrorCode) = (libc::EIO, 0, ErrorCode::Ill);
-const ACCEPTED: (i32, u32, ErrorCode) = (0, 1, ErrorCode::None);
+fn refused_alone() -> Want {
+    want(libc::EIO, 0, ErrorCode::Ill)
+}
+
+fn accepted_alone() -> Want {
+    want(0, 1, ErrorCode::None)
+}
 
 /// Bits `hi..=lo` of a command's 128.
 fn bits(hi: u32, lo: u32) -> u128 {
@@ -369,48 +432,57 @@ fn range(num: u8, scale: u8, tg: u8, ttl: u8) -> Range {
     }
 }
 
-/// Combinations of range fields, and whether they are legal on an SMMU with or without DS.
-fn ranges(ds: bool) -> Vec<(Range, bool)> {
-    vec![
-        (range(0, 0, 0, 0), true),
-        // The fields are reserved without a granule.
-        (range(1, 0, 0, 0), false),
-        (range(0, 1, 0, 0), false),
-        (range(0, 0, 0, 1), false),
-        (range(31, 31, 0, 3), false),
-        // With one, all zero is reserved.
-        (range(0, 0, 1, 0), false),
-        (range(0, 0, 2, 0), false),
-        (range(0, 0, 3, 0), false),
-        (range(0, 0, 1, 3), true),
-        (range(1, 0, 1, 0), true),
-        (range(0, 1, 1, 0), true),
-        (range(31, 5, 1, 3), true),
-        (range(1, 0, 2, 2), true),
-        (range(1, 0, 3, 3), true),
-        // 16 KiB granules have no blocks at level 1, and SCALE has five bits, unless there is DS.
-        (range(1, 0, 2, 1), ds),
-        (range(0, 32, 1, 0), ds),
-    ]
+/// Each combination of range fields: NUM, SCALE, TG, TTL.
+fn ranges() -> impl Iterator<Item = Range> {
+    (0..1 << 15).map(|i: u16| {
+        range(
+            (i & 0x1f) as u8,
+            (i >> 5 & 0x3f) as u8,
+            (i >> 11 & 3) as u8,
+            (i >> 13) as u8,
+        )
+    })
 }
 
-fn of_ranges(opcode: u8, ds: bool, legal: bool) -> impl Iterator<Item = (String, Vec<Command>)> {
-    ranges(ds)
-        .into_iter()
-        .filter(move |(_, is_legal)| *is_legal == legal)
-        .map(move |(range, _)| {
-            let command = plain(opcode).with_range(range);
-            (format!("{range:?}"), vec![command])
-        })
+/// Whether the combination is legal on an SMMU that has RIL.
+fn is_legal(range: &Range, ds: bool) -> bool {
+    // SCALE has a sixth bit, and 16 KiB granules have blocks at level 1, only with DS.
+    if !ds && (range.scale > 31 || (range.tg, range.ttl) == (2, 1)) {
+        return false;
+    }
+    // Without a granule there is nothing to multiply. With one, all zero is reserved.
+    let empty = (range.num, range.scale, range.ttl) == (0, 0, 0);
+    if range.tg == 0 { empty } else { !empty }
 }
 
 /// All rows, in the order in which they are shown.
 pub fn all() -> Vec<Row> {
+    [
+        stale(),
+        control(),
+        flag(),
+        done(),
+        refused(),
+        refused_vsid(),
+        refused_bits(),
+        accepted_bits(),
+        ranges_of_pages(),
+        memory(),
+        killed(),
+        probe(),
+        argument(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// What it is all for: a stale translation goes away.
+fn stale() -> Vec<Row> {
     use Change::{Descriptor, Pages};
     use Seen::{New, Old};
 
-    let mut rows = vec![
-        // What it is all for: a stale translation goes away.
+    vec![
         row("stale/tlbi-nh-va", "TLBI_NH_VA of both pages")
             .change(Pages)
             .sends(|| {
@@ -457,6 +529,32 @@ pub fn all() -> Vec<Row> {
         .sends(|| vec![Command::tlbi_nh_all().with_vmid(0xfffe)])
         .entry_num(1)
         .sees(New, New),
+        row("stale/tlbi-nh-asid-vmid", "TLBI_NH_ASID with a VMID")
+            .change(Pages)
+            .sends(|| vec![Command::tlbi_nh_asid(ASID).with_vmid(0xfffe)])
+            .entry_num(1)
+            .sees(New, New),
+        row(
+            "stale/tlbi-nh-va-vmid",
+            "TLBI_NH_VA of both pages, with VMIDs",
+        )
+        .change(Pages)
+        .sends(|| vec![page_a().with_vmid(1), page_b().with_vmid(0xffff)])
+        .entry_num(2)
+        .sees(New, New),
+        row(
+            "stale/tlbi-nh-vaa-vmid",
+            "TLBI_NH_VAA of both pages, with VMIDs",
+        )
+        .change(Pages)
+        .sends(|| {
+            vec![
+                Command::tlbi_nh_vaa(PAGE_A, true).with_vmid(1),
+                Command::tlbi_nh_vaa(PAGE_B, true).with_vmid(0xffff),
+            ]
+        })
+        .entry_num(2)
+        .sees(New, New),
         row("stale/tlbi-nsnh-all", "TLBI_NSNH_ALL")
             .change(Pages)
             .sends(|| vec![Command::tlbi_nsnh_all()])
@@ -496,7 +594,15 @@ pub fn all() -> Vec<Row> {
         .sends(|| vec![Command::cfgi_cd_all(VSID)])
         .entry_num(1)
         .sees(New, New),
-        // That DMA reads the new page is only worth something if it does not do so anyhow.
+    ]
+}
+
+/// That DMA reads the new page is only worth something if it does not do so anyhow.
+fn control() -> Vec<Row> {
+    use Change::{Descriptor, Pages};
+    use Seen::Old;
+
+    vec![
         row(
             "control/other-page",
             "control: TLBI_NH_VA, but of another page",
@@ -532,26 +638,20 @@ pub fn all() -> Vec<Row> {
             .sends(Vec::new)
             .entry_num(0)
             .sees(Old, Old),
-        // How a VMM finds out that it can rely on the code.
-        row(
-            "flag",
-            "hw_info has the flag that promises the code (else EOPNOTSUPP)",
-        )
-        .calls(|lab| {
-            Ok(Answer {
-                errno: Some(if lab.smmu.hw_info().reports_error_code() {
-                    0
-                } else {
-                    libc::EOPNOTSUPP
-                }),
-                entry_num: 0,
-                code: 0,
-                note: None,
-            })
-        }),
-    ];
+    ]
+}
 
-    // All n done.
+/// How a VMM finds out that it can rely on all this: a flag in hw_info.
+fn flag() -> Vec<Row> {
+    let mut row = row("flag", "hw_info has the flag that promises all this");
+    row.act = Act::Flag;
+    row.want.clear();
+    vec![row]
+}
+
+/// All n entries done: 0, n, none.
+fn done() -> Vec<Row> {
+    let mut rows = Vec::new();
     for n in [
         1,
         2,
@@ -592,10 +692,14 @@ pub fn all() -> Vec<Row> {
             })
             .completes(3),
     );
+    rows
+}
 
-    // Entry k is refused; those before it are complete.
+/// Entry k has an opcode that is not supported, or a bit that must not be set: EIO, k, ILL.
+fn refused() -> Vec<Row> {
+    let mut rows = Vec::new();
     rows.push(
-        row("refused/famous", "[TLBI, TLBI, bad opcode, TLBI]")
+        row("refused/middle", "[TLBI, TLBI, bad opcode, TLBI]")
             .sends(|| vec![page_a(), page_b(), unsupported(), elsewhere()])
             .illegal()
             .completes(2),
@@ -606,7 +710,7 @@ pub fn all() -> Vec<Row> {
                 format!("refused/opcode/k={k}"),
                 format!("entry {k} has an opcode that is not supported"),
             )
-            .sends(move || spoilt(k, unsupported()))
+            .sends(move || bad_at(k, unsupported()))
             .illegal()
             .completes(k),
         );
@@ -617,16 +721,7 @@ pub fn all() -> Vec<Row> {
                 format!("refused/ssec/k={k}"),
                 format!("entry {k} has SSEC = 1"),
             )
-            .sends(move || spoilt(k, elsewhere().flip_bit(10)))
-            .illegal()
-            .completes(k),
-        );
-        rows.push(
-            row(
-                format!("refused/vsid/k={k}"),
-                format!("entry {k} is a CFGI_CD of a vSID without vDEVICE"),
-            )
-            .sends(move || spoilt(k, Command::cfgi_cd(UNLINKED_VSID, 0, true)))
+            .sends(move || bad_at(k, elsewhere().flip_bit(10)))
             .illegal()
             .completes(k),
         );
@@ -636,22 +731,9 @@ pub fn all() -> Vec<Row> {
                 format!("entry {k} is an ATC_INV, and the SMMU has no ATS"),
             )
             .when(|hw| !hw.ats())
-            .sends(move || spoilt(k, Command::atc_inv(VSID, PAGE_A, 0)))
+            .sends(move || bad_at(k, Command::atc_inv(VSID, PAGE_A, 0)))
             .illegal()
             .completes(k),
-        );
-    }
-    for (name, command) in [
-        ("CFGI_CD_ALL", Command::cfgi_cd_all(UNLINKED_VSID)),
-        ("ATC_INV", Command::atc_inv(UNLINKED_VSID, 0, 52)),
-    ] {
-        rows.push(
-            row(
-                format!("refused/vsid/{name}"),
-                format!("{name} of a vSID without vDEVICE"),
-            )
-            .sends(move || spoilt(0, command))
-            .illegal(),
         );
     }
     rows.extend([
@@ -660,7 +742,7 @@ pub fn all() -> Vec<Row> {
             "entries 2 and 3 are bad, in different ways: the first counts",
         )
         .sends(|| {
-            let mut commands = spoilt(2, unsupported());
+            let mut commands = bad_at(2, unsupported());
             commands[3] = elsewhere().flip_bit(10);
             commands
         })
@@ -671,7 +753,7 @@ pub fn all() -> Vec<Row> {
             "entry 2 is bad, and from entry 3 on the array cannot be read",
         )
         .calls(|lab| {
-            let memory = BeforeHole::new(&spread(&spoilt(2, unsupported())[..3], 16))?;
+            let memory = BeforeHole::new(&spread(&bad_at(2, unsupported())[..3], 16))?;
             Ok(lab.call(array(lab, memory.addr(), 16, 5)))
         })
         .illegal()
@@ -681,28 +763,13 @@ pub fn all() -> Vec<Row> {
             "entry_len 24, entry 2 is bad, and the tail of entry 3 is not zero",
         )
         .calls(|lab| {
-            let mut bytes = spread(&spoilt(2, unsupported()), 24);
+            let mut bytes = spread(&bad_at(2, unsupported()), 24);
             bytes[3 * 24 + 16] = 1;
             Ok(lab.call(array(lab, bytes.as_ptr() as u64, 24, 4)))
         })
         .illegal()
         .completes(2),
     ]);
-    rows.push(
-        row(
-            "refused/vdevice-gone",
-            "CFGI_CD of a vSID whose vDEVICE was destroyed, as entry 2",
-        )
-        .calls(|lab| {
-            lab.smmu.destroy_vdevice()?;
-            let commands = spoilt(2, Command::cfgi_cd(VSID, 0, true));
-            let outcome = lab.smmu.invalidate(&commands);
-            lab.smmu.create_vdevice()?;
-            Ok(outcome.into())
-        })
-        .illegal()
-        .completes(2),
-    );
     rows.push(
         row("refused/opcodes", "each of the 248 other opcodes by itself")
             .calls(|lab| {
@@ -711,10 +778,72 @@ pub fn all() -> Vec<Row> {
                     let command = Command::from_words(opcode.into(), 0);
                     (format!("opcode {opcode:#04x}"), vec![command])
                 });
-                Ok(each(lab, arrays, REFUSED))
+                Ok(each(lab, arrays, refused_alone()))
             })
             .illegal(),
     );
+    rows
+}
+
+/// Entry k names a vSID with no vDEVICE: EIO, k, ILL.
+fn refused_vsid() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for k in [0, 2, 64] {
+        rows.push(
+            row(
+                format!("refused/vsid/k={k}"),
+                format!("entry {k} is a CFGI_CD of a vSID without vDEVICE"),
+            )
+            .sends(move || bad_at(k, Command::cfgi_cd(UNLINKED_VSID, 0, true)))
+            .illegal()
+            .completes(k),
+        );
+    }
+    rows.push(
+        row(
+            "refused/vsid/CFGI_CD_ALL",
+            "CFGI_CD_ALL of a vSID without vDEVICE",
+        )
+        .sends(|| bad_at(0, Command::cfgi_cd_all(UNLINKED_VSID)))
+        .illegal(),
+    );
+    // Without ATS an ATC_INV is refused for that.
+    rows.push(
+        row("refused/vsid/ATC_INV", "ATC_INV of a vSID without vDEVICE")
+            .when(HwInfo::ats)
+            .sends(|| bad_at(0, Command::atc_inv(UNLINKED_VSID, 0, 52)))
+            .illegal(),
+    );
+    rows.push(
+        row(
+            "refused/vdevice-gone",
+            "CFGI_CD of a vSID whose vDEVICE was destroyed, as entry 2",
+        )
+        .calls(|lab| {
+            lab.smmu.vdevice().destroy()?;
+            let commands = bad_at(2, Command::cfgi_cd(VSID, 0, true));
+            let answer = lab.invalidate(&commands);
+            lab.smmu.vdevice().create()?;
+            Ok(answer)
+        })
+        .illegal()
+        .completes(2),
+    );
+    let mut comes_and_goes = row(
+        "refused/vdevice-race",
+        "CFGI_CD as entry 2, while its vDEVICE comes and goes",
+    )
+    .calls(vdevice_comes_and_goes)
+    .change(Change::Pages)
+    .sees(Seen::New, Seen::New);
+    comes_and_goes.want = vec![DONE_WITH_VDEVICE, REFUSED_WITHOUT];
+    rows.push(comes_and_goes);
+    rows
+}
+
+/// Each single bit that is reserved, or not implemented by this SMMU: EIO, 0, ILL.
+fn refused_bits() -> Vec<Row> {
+    let mut rows = Vec::new();
     for opcode in op::FORWARDABLE {
         let (name, _) = fields(opcode, &HwInfo::default());
         rows.push(
@@ -722,6 +851,11 @@ pub fn all() -> Vec<Row> {
                 format!("refused/bits/{name}"),
                 format!("{name} with each bit by itself that it must not have"),
             )
+            .when(match opcode {
+                // Without ATS an ATC_INV is refused for that.
+                op::ATC_INV => HwInfo::ats,
+                _ => |_| true,
+            })
             .calls(move |lab| {
                 let hw = lab.smmu.hw_info();
                 let mut reserved = !fields(opcode, &hw).1 & !bits(7, 0);
@@ -731,39 +865,64 @@ pub fn all() -> Vec<Row> {
                 if has_range(opcode) && hw.ril() {
                     reserved &= !(bits(16, 12) | bits(25, 20) | bits(73, 72) | bits(75, 74));
                 }
-                Ok(each(lab, with_each_bit(opcode, reserved), REFUSED))
+                let arrays = with_each_bit(opcode, reserved);
+                Ok(each(lab, arrays, refused_alone()))
             })
             .illegal(),
         );
     }
+    rows
+}
+
+/// The fields of a range: each of their combinations is either reserved (EIO, 0, ILL) or legal (0, n,
+/// none).
+fn ranges_of_pages() -> Vec<Row> {
+    let mut rows = Vec::new();
     for opcode in [op::TLBI_NH_VA, op::TLBI_NH_VAA] {
         let (name, _) = fields(opcode, &HwInfo::default());
-        rows.push(
-            row(
-                format!("refused/range/{name}"),
-                format!("{name} with each reserved combination of range fields"),
-            )
-            .when(HwInfo::ril)
-            .calls(move |lab| {
-                let ds = lab.smmu.hw_info().ds();
-                Ok(each(lab, of_ranges(opcode, ds, false), REFUSED))
-            })
-            .illegal(),
-        );
-        rows.push(
-            row(
-                format!("accepted/range/{name}"),
-                format!("{name} with each legal combination of range fields"),
-            )
-            .when(HwInfo::ril)
-            .calls(move |lab| {
-                let ds = lab.smmu.hw_info().ds();
-                Ok(each(lab, of_ranges(opcode, ds, true), ACCEPTED))
-            })
-            .entry_num(1),
-        );
+        for ds in [false, true] {
+            let (id, with_ds) = if ds { ("/ds", " (DS)") } else { ("", "") };
+            let applies: fn(&HwInfo) -> bool = if ds {
+                |hw| hw.ril() && hw.ds()
+            } else {
+                |hw| hw.ril() && !hw.ds()
+            };
+            let of = move |legal| {
+                ranges()
+                    .filter(move |range| is_legal(range, ds) == legal)
+                    .map(move |range| (format!("{range:?}"), plain(opcode).with_range(range)))
+            };
+            let (n_legal, n_reserved) = (of(true).count(), of(false).count());
+            rows.push(
+                row(
+                    format!("refused/range/{name}{id}"),
+                    format!("{name}, each of {n_reserved} reserved ranges alone{with_ds}"),
+                )
+                .when(applies)
+                .calls(move |lab| {
+                    let arrays = of(false).map(|(name, command)| (name, vec![command]));
+                    Ok(each(lab, arrays, refused_alone()))
+                })
+                .illegal(),
+            );
+            rows.push(
+                row(
+                    format!("accepted/range/{name}{id}"),
+                    format!("{name}, all {n_legal} legal ranges in one call{with_ds}"),
+                )
+                .when(applies)
+                .sends(move || of(true).map(|(_, command)| command).collect())
+                .entry_num(n_legal as u32),
+            );
+        }
     }
-    // Refusing too much would be as wrong. (An ATC_INV would need a device that has an ATC.)
+    rows
+}
+
+/// Each single bit that may be set: refusing too much would be as wrong. (An ATC_INV would need a
+/// device that has an ATC.)
+fn accepted_bits() -> Vec<Row> {
+    let mut rows = Vec::new();
     for opcode in op::FORWARDABLE
         .into_iter()
         .filter(|opcode| *opcode != op::ATC_INV)
@@ -778,13 +937,19 @@ pub fn all() -> Vec<Row> {
                 let mut arrays = vec![("no other bit".into(), vec![plain(opcode)])];
                 let allowed = fields(opcode, &lab.smmu.hw_info()).1;
                 arrays.extend(with_each_bit(opcode, allowed));
-                Ok(each(lab, arrays, ACCEPTED))
+                Ok(each(lab, arrays, accepted_alone()))
             })
             .entry_num(1),
         );
     }
 
-    // User memory that cannot be read, or says more than the kernel knows.
+    rows
+}
+
+/// Entry k cannot be read, or its tail beyond what the kernel knows is not zero: EFAULT or E2BIG, k,
+/// none.
+fn memory() -> Vec<Row> {
+    let mut rows = Vec::new();
     for k in BORDERS {
         rows.push(
             row(
@@ -804,7 +969,7 @@ pub fn all() -> Vec<Row> {
                 format!("only half of entry {k} can be read"),
             )
             .calls(move |lab| {
-                let mut bytes = spread(&spoilt(k, elsewhere()), 16);
+                let mut bytes = spread(&bad_at(k, elsewhere()), 16);
                 bytes.truncate(k * 16 + 8);
                 let memory = BeforeHole::new(&bytes)?;
                 Ok(lab.call(array(lab, memory.addr(), 16, k + 2)))
@@ -818,7 +983,7 @@ pub fn all() -> Vec<Row> {
                 format!("entry_len 24, the last byte of entry {k} is not zero"),
             )
             .calls(move |lab| {
-                let mut bytes = spread(&spoilt(k, elsewhere()), 24);
+                let mut bytes = spread(&bad_at(k, elsewhere()), 24);
                 bytes[k * 24 + 23] = 1;
                 Ok(lab.call(array(lab, bytes.as_ptr() as u64, 24, k + 2)))
             })
@@ -832,7 +997,7 @@ pub fn all() -> Vec<Row> {
             "entry_len 24, the tail of entry 2 cannot be read",
         )
         .calls(|lab| {
-            let mut bytes = spread(&spoilt(2, elsewhere()), 24);
+            let mut bytes = spread(&bad_at(2, elsewhere()), 24);
             bytes.truncate(2 * 24 + 16);
             let memory = BeforeHole::new(&bytes)?;
             Ok(lab.call(array(lab, memory.addr(), 24, 4)))
@@ -849,25 +1014,72 @@ pub fn all() -> Vec<Row> {
         .errno(libc::EFAULT),
     );
 
-    // The caller is being killed.
-    let mut killed = row(
+    for (id, entry_len, at) in [
+        ("memory/tail-first", 24, 16),
+        ("memory/tail-page", 4096, 4095),
+    ] {
+        rows.push(
+            row(
+                id,
+                format!("entry_len {entry_len}, byte {at} of entry 2 is not zero"),
+            )
+            .calls(move |lab| {
+                let mut bytes = spread(&bad_at(2, elsewhere()), entry_len);
+                bytes[2 * entry_len + at] = 1;
+                Ok(lab.call(array(lab, bytes.as_ptr() as u64, entry_len, 4)))
+            })
+            .errno(libc::E2BIG)
+            .completes(2),
+        );
+    }
+    rows.push(
+        row(
+            "memory/end",
+            "from entry 2 on the array is beyond the address space",
+        )
+        .calls(|lab| {
+            let memory = BeforeEnd::new(&spread(&good(2), 16))?;
+            Ok(lab.call(array(lab, memory.addr(), 16, 4)))
+        })
+        .errno(libc::EFAULT)
+        .completes(2),
+    );
+    rows.push(
+        row(
+            "memory/wrap",
+            "entry 1 is where 64-bit addresses begin anew",
+        )
+        .calls(|lab| Ok(lab.call(array(lab, u64::MAX - 15, 16, 3))))
+        .errno(libc::EFAULT),
+    );
+    rows
+}
+
+/// The caller is being killed: EINTR, which nobody lives to see, the entries complete, none.
+fn killed() -> Vec<Row> {
+    // Made while the row runs: how long to wait before the kill, and how often that may be tried.
+    let (delay, tries_left) = (Cell::new(None), Cell::new(12));
+    let mut row = row(
         "killed",
         format!("the caller is killed in a call of {ENTRY_NUM_MAX} entries"),
     )
-    .calls(killed)
-    .completes(1);
-    killed.want = Want {
+    .calls(move |lab| kill_in_call(lab, &delay, &tries_left))
+    .change(Change::Pages)
+    .sees(Seen::New, Seen::New);
+    row.want = vec![Want {
         errno: None,
-        num: Num::SomeOf(ENTRY_NUM_MAX),
+        num: Num::Within(KILLED_PAGE_B + 1, ENTRY_NUM_MAX - 1),
         code: 0,
-    };
-    rows.push(killed);
+    }];
+    vec![row]
+}
 
-    // n = 0 only asks whether the type is supported.
-    let probe = |id: &str, what: &str, spoil: fn(&Lab, &mut InvalidateArg)| {
-        row(format!("probe/{id}"), format!("n = 0: {what}")).sends_with(Vec::new, spoil)
+/// n = 0 only asks whether the type is supported: 0, 0, none, or as without the contract.
+fn probe() -> Vec<Row> {
+    let probe = |id: &str, what: &str, alter: fn(&Lab, &mut InvalidateArg)| {
+        row(format!("probe/{id}"), format!("n = 0: {what}")).sends_with(Vec::new, alter)
     };
-    rows.extend([
+    vec![
         probe("ok", "the right type", |_, _| {}),
         probe("null", "the right type, no array, entry_len 0", |_, arg| {
             arg.data_uptr = 0;
@@ -897,15 +1109,30 @@ pub fn all() -> Vec<Row> {
             arg.out_driver_error_code = 1;
         })
         .errno(libc::EOPNOTSUPP),
-    ]);
+        probe("ioas", "the object is an IOAS", |lab, arg| {
+            arg.hwpt_id = lab.smmu.ioas_id();
+        })
+        .errno(libc::EINVAL),
+        probe("s2", "the object is the stage-2 HWPT", |lab, arg| {
+            arg.hwpt_id = lab.smmu.s2_hwpt_id();
+        })
+        .errno(libc::EINVAL),
+        probe("nested", "the object is the nested HWPT", |lab, arg| {
+            arg.hwpt_id = lab.smmu.s1_hwpt_id().expect("the lab has attached one");
+        })
+        .errno(libc::EOPNOTSUPP),
+    ]
+}
 
-    // Bad arguments: nothing is done, and says so.
-    let bad = |id: &str, what: &str, errno: i32, spoil: fn(&Lab, &mut InvalidateArg)| {
+/// `entry_len` below the 16 bytes of a command: EINVAL, 0, none. Any other bad argument: as without the
+/// contract, 0, none.
+fn argument() -> Vec<Row> {
+    let bad = |id: &str, what: &str, errno: i32, alter: fn(&Lab, &mut InvalidateArg)| {
         row(format!("argument/{id}"), what)
-            .sends_with(|| good(3), spoil)
+            .sends_with(|| good(3), alter)
             .errno(errno)
     };
-    rows.extend([
+    vec![
         bad("entry_len=0", "entry_len 0", libc::EINVAL, |_, arg| {
             arg.entry_len = 0
         }),
@@ -1002,53 +1229,131 @@ pub fn all() -> Vec<Row> {
                 },
             )
             .completes(3),
-    ]);
-    rows
+        // The call has been made by then, so nothing is known of the entries.
+        row(
+            "argument/read-only",
+            "the kernel cannot write to the argument (left as it was)",
+        )
+        .calls(|lab| {
+            let commands = good(3);
+            userbuf::call_read_only(&lab.smmu, lab.arg(&commands))
+        })
+        .errno(libc::EFAULT)
+        .entry_num(3),
+    ]
 }
 
-/// Calls with as many entries as there may be in a child process, and kills that in the middle.
-///
-/// Page A is only proof in the first try that gets that far: a call that returns too early has done
-/// all of it. So the first try is made early in the call.
-fn killed(lab: &mut Lab) -> Result<Answer, Error> {
-    const TRIES: u32 = 12;
-    let commands = good(ENTRY_NUM_MAX as usize);
+/// The place of page B's command in the call that is killed: after many pieces, however a kernel cuts
+/// them, and long before a kill can be expected.
+const KILLED_PAGE_B: u32 = 1023;
 
-    // How long the whole call would take. The first command is left out: it would do what the row
-    // wants to see done by the call that is killed. Twice, as the first time is slower.
-    let part = &commands[1..][..4096];
+/// Calls with as many entries as there may be in a child process, and kills that in the middle: when
+/// page B's command is complete, and the last one is not.
+fn kill_in_call(
+    lab: &mut Lab,
+    delay: &Cell<Option<Duration>>,
+    tries_left: &Cell<u32>,
+) -> Result<Answer, Error> {
+    const PART: u32 = 4096;
+    let mut commands = vec![elsewhere(); ENTRY_NUM_MAX as usize];
+    // How long the whole call would take. Twice, as the first time is slower.
     let mut whole = Duration::ZERO;
     for _ in 0..2 {
         let start = Instant::now();
-        lab.smmu.invalidate(part);
-        whole = start.elapsed() * (ENTRY_NUM_MAX / part.len() as u32);
+        lab.invalidate(&commands[..PART as usize]);
+        whole = start.elapsed() * (ENTRY_NUM_MAX / PART);
     }
+    commands[0] = page_a();
+    commands[KILLED_PAGE_B as usize] = page_b();
 
-    let mut delay = whole / 8;
-    let mut answer = None;
-    for _ in 0..TRIES {
-        let killed = userbuf::call_and_kill(&lab.smmu, lab.arg(&commands), delay)?;
-        let (arg, note) = match killed {
-            Killed::InCall(arg) => (arg, "killed in the call"),
-            Killed::TooLate(arg) => (arg, "the call returned before the signal"),
-        };
-        // Else it was killed before it had begun, or too late: entry_num is what it was, or all.
-        let in_the_middle = (1..ENTRY_NUM_MAX).contains(&arg.entry_num);
-        answer = Some(Answer {
-            errno: None,
-            entry_num: arg.entry_num,
-            code: arg.out_driver_error_code,
-            note: Some(format!("{note}, {delay:?} after it had begun")),
-        });
-        if in_the_middle {
-            break;
-        }
-        delay = match killed {
-            Killed::TooLate(_) => delay / 2,
-            Killed::InCall(_) => delay + Duration::from_millis(1),
-        };
+    let now = delay.get().unwrap_or(whole / 8);
+    let mut answer = userbuf::call_and_kill(&lab.smmu, lab.arg(&commands), now)?;
+    answer.note = Some(format!("signal {now:?} after the call was to begin"));
+
+    let too_late = (answer.errno, answer.entry_num) == (Some(0), ENTRY_NUM_MAX);
+    // Before the call had begun, or before it had come to page B.
+    let too_early = answer.errno.is_none()
+        && (answer.entry_num <= KILLED_PAGE_B || answer.entry_num == ENTRY_NUM_MAX);
+    if (too_late || too_early) && tries_left.get() > 0 {
+        tries_left.set(tries_left.get() - 1);
+        // Never longer than the call takes, so the row comes to an end.
+        delay.set(Some(if too_late {
+            now / 2
+        } else {
+            (now * 2).min(whole)
+        }));
+        answer.again = true;
     }
-    Ok(answer.expect("there was a try"))
+    Ok(answer)
+}
+
+const DONE_WITH_VDEVICE: Want = Want {
+    errno: Some(0),
+    num: Num::Is(4),
+    code: ErrorCode::None as u32,
+};
+const REFUSED_WITHOUT: Want = Want {
+    errno: Some(libc::EIO),
+    num: Num::Is(2),
+    code: ErrorCode::Ill as u32,
+};
+
+/// Sends the same array again and again, while another thread destroys the vDEVICE and makes it again.
+/// The answer is the first that is wrong, else the last.
+fn vdevice_comes_and_goes(lab: &mut Lab) -> Result<Answer, Error> {
+    /// Of each answer.
+    const ENOUGH: u32 = 200;
+    const DEADLINE: Duration = Duration::from_secs(15);
+    let commands = [
+        page_a(),
+        page_b(),
+        Command::cfgi_cd(VSID, 0, true),
+        elsewhere(),
+    ];
+    let arg = lab.arg(&commands);
+    let iommufd = lab.smmu.iommufd().clone();
+    let vdevice = lab.smmu.vdevice();
+    let stop = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                vdevice.destroy()?;
+                // With one CPU, the other thread would seldom see this state.
+                thread::yield_now();
+                vdevice.create()?;
+                thread::yield_now();
+            }
+            Ok(())
+        });
+
+        let (mut done, mut refused) = (0, 0);
+        let start = Instant::now();
+        let mut answer = loop {
+            let answer = Answer::from({ arg }.call(&iommufd));
+            if DONE_WITH_VDEVICE.is(&answer) {
+                done += 1;
+            } else if REFUSED_WITHOUT.is(&answer) {
+                refused += 1;
+            } else {
+                break answer;
+            }
+            let enough = done >= ENOUGH && refused >= ENOUGH;
+            if enough || start.elapsed() > DEADLINE || other.is_finished() {
+                break answer;
+            }
+        };
+        stop.store(true, Ordering::Relaxed);
+        let result: Result<(), vsmmu_nested::Error> = other.join().expect("it does not panic");
+        result?;
+
+        answer.note = Some(format!("done {done} times, refused {refused} times"));
+        let right = DONE_WITH_VDEVICE.is(&answer) || REFUSED_WITHOUT.is(&answer);
+        if right && (done == 0 || refused == 0) {
+            answer.fault = Some("this proves nothing, as the answer was always the same".into());
+        }
+        Ok(answer)
+    })
 }
 
 #[cfg(test)]
@@ -1062,7 +1367,7 @@ mod tests {
             errno: Some(errno),
             entry_num,
             code,
-            note: None,
+            ..Answer::default()
         }
     }
 
@@ -1120,7 +1425,8 @@ mod tests {
         let row = rows.iter().find(|row| row.id == "killed").unwrap();
         for (entry_num, right) in [
             (0, false),
-            (1, true),
+            (KILLED_PAGE_B, false),
+            (KILLED_PAGE_B + 1, true),
             (ENTRY_NUM_MAX - 1, true),
             (ENTRY_NUM_MAX, false),
         ] {
@@ -1147,15 +1453,57 @@ mod tests {
         assert_eq!(good(1), [page_a()]);
         assert_eq!(good(2), [page_a(), page_b()]);
         assert_eq!(good(4), [page_a(), elsewhere(), elsewhere(), page_b()]);
-        assert_eq!(spoilt(0, unsupported()), [unsupported(), elsewhere()]);
+        assert_eq!(bad_at(0, unsupported()), [unsupported(), elsewhere()]);
         assert_eq!(
-            spoilt(2, unsupported()),
+            bad_at(2, unsupported()),
             [page_a(), page_b(), unsupported(), elsewhere()]
         );
         let bytes = spread(&good(2), 24);
         assert_eq!(bytes.len(), 48);
         assert_eq!(&bytes[24..40], page_b().as_slice());
         assert_eq!(bytes[40..], [0; 8]);
+    }
+
+    #[test]
+    fn a_call_that_returned_was_not_killed() {
+        let rows = killed();
+        assert!(!rows[0].want[0].is(&answer(libc::EINTR, KILLED_PAGE_B + 1, 0)));
+    }
+
+    #[test]
+    fn either_of_two_answers() {
+        let mut row = row("", "");
+        row.want = vec![DONE_WITH_VDEVICE, REFUSED_WITHOUT];
+        for (answer, right) in [
+            (answer(0, 4, 0), true),
+            (answer(libc::EIO, 2, 1), true),
+            (answer(libc::EIO, 4, 0), false),
+            (answer(0, 2, 0), false),
+        ] {
+            let mut faults = Vec::new();
+            row.judge(&answer, &mut faults);
+            assert_eq!(faults.is_empty(), right, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_by_hand() {
+        assert_eq!(ranges().count(), 1 << 15);
+        for (fields, legal, legal_with_ds) in [
+            (range(0, 0, 0, 0), true, true),
+            (range(1, 0, 0, 0), false, false),
+            (range(0, 0, 0, 1), false, false),
+            (range(0, 0, 3, 0), false, false),
+            (range(0, 0, 1, 3), true, true),
+            (range(31, 31, 3, 3), true, true),
+            (range(1, 0, 2, 1), false, true),
+            (range(0, 32, 1, 0), false, true),
+            (range(0, 32, 0, 0), false, false),
+        ] {
+            assert!(ranges().any(|other| other == fields));
+            assert_eq!(is_legal(&fields, false), legal, "{fields:?}");
+            assert_eq!(is_legal(&fields, true), legal_with_ds, "{fields:?}");
+        }
     }
 
     #[test]

@@ -104,13 +104,16 @@ impl Command {
         Command::from_words(w0 & !field(47, 32, 0xffff) | field(47, 32, vmid.into()), w1)
     }
 
-    /// The same TLBI_NH_VA or TLBI_NH_VAA for a range, starting at its address.
+    /// The same TLBI_NH_VA or TLBI_NH_VAA for a range, starting at its address. It takes the place of
+    /// a range that the command may have had.
     ///
     /// # Panics
     ///
     /// If a field of `range` has more bits than the architecture gives it.
     pub fn with_range(self, range: Range) -> Self {
         let [w0, w1] = self.words();
+        let w0 = w0 & !(field(16, 12, 0x1f) | field(25, 20, 0x3f));
+        let w1 = w1 & !(field(9, 8, 3) | field(11, 10, 3));
         Command::from_words(
             w0 | field(16, 12, range.num.into()) | field(25, 20, range.scale.into()),
             w1 | field(9, 8, range.ttl.into()) | field(11, 10, range.tg.into()),
@@ -265,6 +268,18 @@ mod tests {
     fn vmid_is_replaced_not_added() {
         let cmd = Command::tlbi_nh_asid(7).with_vmid(0xff00).with_vmid(0x00ff);
         assert_eq!(cmd.words(), [0x0007_00ff_0000_0011, 0]);
+    }
+
+    #[test]
+    fn range_is_replaced_not_added() {
+        let all = Range {
+            num: 31,
+            scale: 63,
+            tg: 3,
+            ttl: 3,
+        };
+        let plain = Command::tlbi_nh_va(7, 0x1000, true);
+        assert_eq!(plain.with_range(all).with_range(Range::default()), plain);
     }
 
     #[test]

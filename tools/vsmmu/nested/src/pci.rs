@@ -15,8 +15,18 @@ pub enum Error {
     /// There is no such device.
     #[error("no PCI device {0} (is it in the machine, and is sysfs mounted on /sys?)")]
     NoDevice(String),
+    /// It is a device of another kind, which is left alone.
+    #[error("the PCI device {bdf} is of the kind {found}, not {wanted}")]
+    OtherDevice {
+        /// The device.
+        bdf: String,
+        /// Its vendor and device id.
+        found: String,
+        /// What they should be.
+        wanted: String,
+    },
     /// A file of sysfs could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Sysfs {
         /// The file.
         path: PathBuf,
@@ -51,6 +61,15 @@ fn driver(device: &Path) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
+/// The vendor and device id in sysfs.
+fn ids(device: &Path) -> Option<(u16, u16)> {
+    let id = |name| {
+        let text = fs::read_to_string(device.join(name)).ok()?;
+        u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+    };
+    Some((id("vendor")?, id("device")?))
+}
+
 /// The address (`0000:00:02.0`) of the first device with these ids, in the order of addresses.
 ///
 /// # Errors
@@ -61,12 +80,7 @@ pub fn find(vendor: u16, device: u16) -> Result<String, Error> {
     let mut found = Vec::new();
     for entry in sysfs(dir, fs::read_dir(dir))? {
         let path = sysfs(dir, entry)?.path();
-        let id = |name| {
-            let text = fs::read_to_string(path.join(name)).ok()?;
-            u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-        };
-        if id("vendor") == Some(vendor)
-            && id("device") == Some(device)
+        if ids(&path) == Some((vendor, device))
             && let Some(bdf) = path.file_name()
         {
             found.push(bdf.to_string_lossy().into_owned());
@@ -80,33 +94,54 @@ pub fn find(vendor: u16, device: u16) -> Result<String, Error> {
 
 /// Has vfio-pci drive the device `bdf`, if it does not yet, and gives its directory in sysfs.
 ///
+/// This takes the device away from a driver that is using it, with whatever depends on that (a mounted
+/// file system, a network connection), and does not give it back. `wanted`, the vendor and device id,
+/// is checked first, so that a wrong address does no harm.
+///
 /// # Errors
 ///
-/// When there is no such device, another driver does not let go of it, or vfio-pci does not take it.
-pub fn bind_to_vfio(bdf: &str) -> Result<PathBuf, Error> {
+/// When there is no such device, it is of another kind, its driver does not let go of it, or vfio-pci
+/// does not take it. In the last case the device is free for other drivers again.
+pub fn bind_to_vfio(bdf: &str, wanted: (u16, u16)) -> Result<PathBuf, Error> {
     let device = Path::new(DEVICES).join(bdf);
     if !device.is_dir() {
         return Err(Error::NoDevice(bdf.into()));
     }
-    if driver(&device).as_deref() != Some(DRIVER) {
-        let write = |path: PathBuf, text: &str| sysfs(&path, fs::write(&path, text));
-        write(device.join("driver_override"), DRIVER)?;
-        if driver(&device).is_some() {
-            write(device.join("driver/unbind"), bdf)?;
-        }
-        write("/sys/bus/pci/drivers_probe".into(), bdf)?;
+    let found = ids(&device);
+    if found != Some(wanted) {
+        let name = |(vendor, device)| format!("{vendor:04x}:{device:04x}");
+        return Err(Error::OtherDevice {
+            bdf: bdf.into(),
+            found: found.map_or("unknown".into(), name),
+            wanted: name(wanted),
+        });
     }
-    match driver(&device) {
-        Some(name) if name == DRIVER => {}
-        other => {
-            return Err(Error::NotBound {
-                bdf: bdf.into(),
-                driver: other.unwrap_or("none".into()),
-            });
-        }
+    if driver(&device).as_deref() != Some(DRIVER)
+        && let Err(e) = rebind(&device, bdf)
+    {
+        // An empty line clears it. That it might not work is less important than why we are here.
+        let _ = fs::write(device.join("driver_override"), "\n");
+        return Err(e);
     }
     if !device.join("vfio-dev").is_dir() {
         return Err(Error::NoCdev(bdf.into()));
     }
     Ok(device)
+}
+
+/// Gives the device to vfio-pci, whoever has it.
+fn rebind(device: &Path, bdf: &str) -> Result<(), Error> {
+    let write = |path: PathBuf, text: &str| sysfs(&path, fs::write(&path, text));
+    write(device.join("driver_override"), DRIVER)?;
+    if driver(device).is_some() {
+        write(device.join("driver/unbind"), bdf)?;
+    }
+    write("/sys/bus/pci/drivers_probe".into(), bdf)?;
+    match driver(device) {
+        Some(name) if name == DRIVER => Ok(()),
+        other => Err(Error::NotBound {
+            bdf: bdf.into(),
+            driver: other.unwrap_or("none".into()),
+        }),
+    }
 }

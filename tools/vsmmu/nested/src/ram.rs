@@ -20,12 +20,20 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// `size` bytes of zeroed memory at `base`; both must be multiples of [`PAGE_SIZE`].
+    /// `size` bytes of zeroed memory at `base`.
+    ///
+    /// A host with larger pages than [`PAGE_SIZE`] maps the memory in stage 2 only if both are
+    /// multiples of its own page size.
     ///
     /// # Errors
     ///
     /// When the memory cannot be mapped.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is not a multiple of [`PAGE_SIZE`].
     pub fn new(base: GuestAddress, size: usize) -> Result<Self, FromRangesError> {
+        assert!(base.0.is_multiple_of(PAGE_SIZE) && (size as u64).is_multiple_of(PAGE_SIZE));
         Ok(GuestRam {
             mem: GuestMemoryMmap::from_ranges(&[(base, size)])?,
             base,

@@ -16,21 +16,24 @@ use iommufd_ioctls::{IommuFd, IommufdError, IommufdHwInfoData};
 use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
 use vm_memory::Address;
 
-use crate::invalidate::{IOMMU_HW_INFO_ARM_SMMUV3_INVALIDATE_ERROR_CODE, InvalidateArg, Outcome};
+use crate::invalidate::{Failure, IOMMU_HW_INFO_ARM_SMMUV3_INVALIDATE_ERROR_CODE, InvalidateArg};
 use crate::{Command, GuestRam};
 
 /// Why there is no nested SMMU.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The iommufd object named first could not be made or used.
-    #[error("{0}: {1}")]
+    /// What is named first could not be done with iommufd.
+    #[error("cannot {0}")]
     Iommufd(&'static str, #[source] IommufdError),
-    /// The vfio device could not be used for what is named first.
-    #[error("{0}: {1}")]
+    /// What is named first could not be done with the vfio device.
+    #[error("cannot {0}")]
     Vfio(&'static str, #[source] VfioError),
     /// The device is behind another kind of IOMMU.
     #[error("the device is not behind an SMMUv3 (hw_info type {0})")]
     NotSmmuv3(u32),
+    /// [`Vdevice::create`] was called while there is one.
+    #[error("there is a vDEVICE already")]
+    VdeviceExists,
 }
 
 /// What the kernel says of the SMMU.
@@ -46,8 +49,9 @@ pub struct HwInfo {
 }
 
 impl HwInfo {
-    /// Whether the kernel reports an [`crate::ErrorCode`] for a failed invalidation.
-    pub fn reports_error_code(&self) -> bool {
+    /// Whether the kernel, when an invalidation fails, says exactly how many entries are complete, and
+    /// why the next one is not.
+    pub fn answers_exactly(&self) -> bool {
         self.flags & IOMMU_HW_INFO_ARM_SMMUV3_INVALIDATE_ERROR_CODE != 0
     }
 
@@ -84,11 +88,10 @@ pub struct NestedSmmu {
     vfio: Arc<VfioIommufd>,
     dev_id: u32,
     hw_info: HwInfo,
-    s2_hwpt_id: u32,
-    viommu_id: u32,
-    vdevice_id: Option<u32>,
+    s2_hwpt_id: Option<u32>,
+    viommu_id: Option<u32>,
+    vdevice: Option<Vdevice>,
     s1_hwpt_id: Option<u32>,
-    vsid: u32,
     // The last field, as fields are dropped in their order: until the two above are gone the device can
     // write to it.
     ram: GuestRam,
@@ -104,23 +107,34 @@ impl NestedSmmu {
     ///
     /// When the kernel refuses one of the steps; the error says which.
     pub fn new(sysfs: &Path, ram: GuestRam, vsid: u32) -> Result<Self, Error> {
-        let iommufd = IommuFd::new().map_err(|e| Error::Iommufd("/dev/iommu", e))?;
-        let vfio =
-            VfioIommufd::new(Arc::new(iommufd), None, None).map_err(|e| Error::Vfio("IOAS", e))?;
+        let iommufd = IommuFd::new().map_err(|e| {
+            Error::Iommufd(
+                "use iommufd (is this root, and CONFIG_IOMMUFD in the kernel?)",
+                e,
+            )
+        })?;
+        let iommufd = Arc::new(iommufd);
+        let vfio = VfioIommufd::new(iommufd.clone(), None, None)
+            .map_err(|e| Error::Vfio("make an IOAS", e))?;
         let vfio = Arc::new(vfio);
-        let device = VfioDevice::new(sysfs, vfio.clone(), false)
-            .map_err(|e| Error::Vfio("bind the vfio device to iommufd", e))?;
+        let device = VfioDevice::new(sysfs, vfio.clone(), false).map_err(|e| {
+            let what = "bind the vfio device to iommufd (has another program opened it?)";
+            Error::Vfio(what, e)
+        })?;
         let dev_id = device
             .iommufd_dev_id()
             .expect("a cdev that is bound has an id");
         let hw_info = hw_info(vfio.iommufd(), dev_id)?;
 
-        // SAFETY: the kernel pins the pages, and the device may write to them as long as they are
-        // mapped. They are anonymous memory of `ram`, which never makes a reference to it, only
-        // volatile and atomic accesses through pointers, and outlives the mapping: the fields `device`
-        // and `vfio` end before it.
+        // SAFETY: from here on the device may write to the memory. Nothing in Rust relies on its content
+        // staying the same: `ram` never makes a reference to it, only volatile and atomic accesses. The
+        // kernel pins the pages, so what the device writes goes to them and no others even after `ram`
+        // has unmapped them, and that ends what we owe: nobody can look at them any more.
         unsafe { vfio.vfio_dma_map(ram.base().raw_value(), ram.size(), ram.host_address()) }
-            .map_err(|e| Error::Vfio("map the guest memory in the IOAS", e))?;
+            .map_err(|e| {
+                let what = "map the guest memory in the IOAS (does ulimit -l allow to lock it?)";
+                Error::Vfio(what, e)
+            })?;
 
         // From here on a drop takes back what has been made.
         let mut this = NestedSmmu {
@@ -128,15 +142,14 @@ impl NestedSmmu {
             vfio,
             dev_id,
             hw_info,
-            s2_hwpt_id: 0,
-            viommu_id: 0,
-            vdevice_id: None,
+            s2_hwpt_id: None,
+            viommu_id: None,
+            vdevice: None,
             s1_hwpt_id: None,
-            vsid,
             ram,
         };
-        this.s2_hwpt_id = this.alloc_hwpt(
-            "stage 2 as nesting parent",
+        let s2_hwpt_id = this.alloc_hwpt(
+            "make a stage 2 that is a nesting parent",
             iommu_hwpt_alloc {
                 flags: iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT,
                 pt_id: this.ioas_id(),
@@ -144,20 +157,27 @@ impl NestedSmmu {
                 ..Default::default()
             },
         )?;
+        this.s2_hwpt_id = Some(s2_hwpt_id);
         let mut viommu = iommu_viommu_alloc {
             size: size_of::<iommu_viommu_alloc>() as u32,
             type_: iommu_viommu_type_IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
             dev_id,
-            hwpt_id: this.s2_hwpt_id,
+            hwpt_id: s2_hwpt_id,
             ..Default::default()
         };
         this.iommufd()
             .alloc_iommu_viommu(&mut viommu)
-            .map_err(|e| {
-                Error::Iommufd("vIOMMU (the SMMU needs stage 2, and CANWBS or S2FWB)", e)
-            })?;
-        this.viommu_id = viommu.out_viommu_id;
-        this.create_vdevice()?;
+            .map_err(|e| Error::Iommufd("make a vIOMMU (the SMMU needs CANWBS or S2FWB)", e))?;
+        this.viommu_id = Some(viommu.out_viommu_id);
+        this.vdevice
+            .insert(Vdevice {
+                iommufd,
+                viommu_id: viommu.out_viommu_id,
+                dev_id,
+                vsid,
+                id: None,
+            })
+            .create()?;
         Ok(this)
     }
 
@@ -177,13 +197,13 @@ impl NestedSmmu {
     }
 
     /// The open `/dev/iommu`.
-    pub fn iommufd(&self) -> &IommuFd {
+    pub fn iommufd(&self) -> &Arc<IommuFd> {
         self.vfio.iommufd()
     }
 
     /// The object id of the vIOMMU.
     pub fn viommu_id(&self) -> u32 {
-        self.viommu_id
+        self.viommu_id.expect("new() has made it")
     }
 
     /// The object id of the IOAS.
@@ -193,7 +213,7 @@ impl NestedSmmu {
 
     /// The object id of stage 2.
     pub fn s2_hwpt_id(&self) -> u32 {
-        self.s2_hwpt_id
+        self.s2_hwpt_id.expect("new() has made it")
     }
 
     /// The object id of the nested HWPT, once there is one.
@@ -201,43 +221,9 @@ impl NestedSmmu {
         self.s1_hwpt_id
     }
 
-    /// The stream id by which the guest knows the device.
-    pub fn vsid(&self) -> u32 {
-        self.vsid
-    }
-
-    /// Makes the vDEVICE again after [`NestedSmmu::destroy_vdevice`].
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses, as it does when there is one.
-    pub fn create_vdevice(&mut self) -> Result<(), Error> {
-        let mut vdevice = iommu_vdevice_alloc {
-            size: size_of::<iommu_vdevice_alloc>() as u32,
-            viommu_id: self.viommu_id,
-            dev_id: self.dev_id,
-            virt_id: self.vsid.into(),
-            ..Default::default()
-        };
-        self.iommufd()
-            .alloc_iommu_vdevice(&mut vdevice)
-            .map_err(|e| Error::Iommufd("vDEVICE", e))?;
-        self.vdevice_id = Some(vdevice.out_vdevice_id);
-        Ok(())
-    }
-
-    /// Destroys the vDEVICE: from then on the vSID means nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn destroy_vdevice(&mut self) -> Result<(), Error> {
-        if let Some(id) = self.vdevice_id.take() {
-            self.iommufd()
-                .destroy_iommu_object(id)
-                .map_err(|e| Error::Iommufd("destroy the vDEVICE", e))?;
-        }
-        Ok(())
+    /// The vDEVICE. There is one after [`NestedSmmu::new`].
+    pub fn vdevice(&mut self) -> &mut Vdevice {
+        self.vdevice.as_mut().expect("new() has made it")
     }
 
     /// Attaches the device to a stage 1 that the stream table entry `ste` describes (its first two
@@ -251,33 +237,43 @@ impl NestedSmmu {
             ste: ste.map(u64::to_le),
         };
         let id = self.alloc_hwpt(
-            "nested HWPT",
+            "make a nested HWPT",
             iommu_hwpt_alloc {
-                pt_id: self.viommu_id,
+                pt_id: self.viommu_id(),
                 data_type: iommu_hwpt_data_type_IOMMU_HWPT_DATA_ARM_SMMUV3,
                 data_len: size_of_val(&data) as u32,
                 data_uptr: &raw const data as u64,
                 ..Default::default()
             },
         )?;
-        let attached = self.device.attach_hwpt(id);
-        let unused = if attached.is_ok() {
-            self.s1_hwpt_id.replace(id)
-        } else {
-            Some(id)
-        };
-        if let Some(unused) = unused {
+        if let Err(e) = self.device.attach_hwpt(id) {
+            // The reason to be here is worth more than that of a failure to clean up.
+            let _ = self.iommufd().destroy_iommu_object(id);
+            return Err(Error::Vfio("attach the device to the nested HWPT", e));
+        }
+        if let Some(unused) = self.s1_hwpt_id.replace(id) {
             self.iommufd()
                 .destroy_iommu_object(unused)
-                .map_err(|e| Error::Iommufd("destroy the unused nested HWPT", e))?;
+                .map_err(|e| Error::Iommufd("destroy the former nested HWPT", e))?;
         }
-        attached.map_err(|e| Error::Vfio("attach to the nested HWPT", e))
+        Ok(())
     }
 
-    /// Has the SMMU execute `commands`, and says how far it came. Any answer of the kernel is an
-    /// outcome, there is no other kind of error.
-    pub fn invalidate(&self, commands: &[Command]) -> Outcome {
-        InvalidateArg::new(self.viommu_id, commands).call(self.iommufd())
+    /// Has the SMMU execute `commands`, at most [`ENTRY_NUM_MAX`](crate::invalidate::ENTRY_NUM_MAX) of
+    /// them. Without any, only asks whether the kernel takes such commands.
+    ///
+    /// # Errors
+    ///
+    /// When not all of them are complete. The failure says how many are, if the kernel does.
+    ///
+    /// # Panics
+    ///
+    /// If there are more than `u32::MAX` commands.
+    pub fn invalidate(&self, commands: &[Command]) -> Result<(), Failure> {
+        let mut arg = InvalidateArg::new(self.viommu_id(), commands);
+        let asked = arg.entry_num;
+        arg.call(self.iommufd())
+            .believe(asked, self.hw_info.answers_exactly())
     }
 
     fn alloc_hwpt(&self, what: &'static str, alloc: iommu_hwpt_alloc) -> Result<u32, Error> {
@@ -298,13 +294,62 @@ impl Drop for NestedSmmu {
         // Users before what they use. A failure has no remedy here: the kernel takes everything back
         // when the descriptors are closed.
         let _ = self.device.detach_hwpt();
-        let ids = [self.s1_hwpt_id, self.vdevice_id];
-        let ids = ids.into_iter().flatten();
-        for id in ids.chain([self.viommu_id, self.s2_hwpt_id]) {
-            if id != 0 {
-                let _ = self.iommufd().destroy_iommu_object(id);
-            }
+        let vdevice_id = self.vdevice.as_ref().and_then(|vdevice| vdevice.id);
+        let ids = [self.s1_hwpt_id, vdevice_id, self.viommu_id, self.s2_hwpt_id];
+        for id in ids.into_iter().flatten() {
+            let _ = self.iommufd().destroy_iommu_object(id);
         }
+    }
+}
+
+/// The vDEVICE of a [`NestedSmmu`]: what makes the vSID mean the device.
+///
+/// Another thread may have it while this one goes on with invalidations.
+pub struct Vdevice {
+    iommufd: Arc<IommuFd>,
+    viommu_id: u32,
+    dev_id: u32,
+    vsid: u32,
+    id: Option<u32>,
+}
+
+impl Vdevice {
+    /// Makes it again after [`Vdevice::destroy`].
+    ///
+    /// # Errors
+    ///
+    /// When there is one, or the kernel refuses.
+    pub fn create(&mut self) -> Result<(), Error> {
+        if self.id.is_some() {
+            return Err(Error::VdeviceExists);
+        }
+        let mut vdevice = iommu_vdevice_alloc {
+            size: size_of::<iommu_vdevice_alloc>() as u32,
+            viommu_id: self.viommu_id,
+            dev_id: self.dev_id,
+            virt_id: self.vsid.into(),
+            ..Default::default()
+        };
+        self.iommufd
+            .alloc_iommu_vdevice(&mut vdevice)
+            .map_err(|e| Error::Iommufd("make a vDEVICE", e))?;
+        self.id = Some(vdevice.out_vdevice_id);
+        Ok(())
+    }
+
+    /// Destroys it, if there is one: from then on the vSID means nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses. There still is one then.
+    pub fn destroy(&mut self) -> Result<(), Error> {
+        if let Some(id) = self.id {
+            self.iommufd
+                .destroy_iommu_object(id)
+                .map_err(|e| Error::Iommufd("destroy the vDEVICE", e))?;
+            self.id = None;
+        }
+        Ok(())
     }
 }
 
@@ -312,7 +357,7 @@ fn hw_info(iommufd: &IommuFd, dev_id: u32) -> Result<HwInfo, Error> {
     let mut data = IommufdHwInfoData::Smmuv3(iommu_hw_info_arm_smmuv3::default());
     let info = iommufd
         .device_hw_info(dev_id, &mut data)
-        .map_err(|e| Error::Iommufd("hw_info", e))?;
+        .map_err(|e| Error::Iommufd("get the hw_info of the SMMU", e))?;
     // SAFETY: both members of the union are the same integer.
     let kind = unsafe { info.__bindgen_anon_1.out_data_type };
     if kind != iommu_hw_info_type_IOMMU_HW_INFO_TYPE_ARM_SMMUV3 {

@@ -44,13 +44,12 @@ impl Stage1 {
         })
     }
 
-    /// The address of the root table, for the CD.
-    pub fn root(&self) -> GuestAddress {
-        self.root
-    }
-
     /// Maps the page at `iova` to the page at `gpa`, readable and writable, in place of what may
     /// have been there. Bits 11:0 of both are ignored.
+    ///
+    /// One valid entry takes the place of another at once. A guest that cannot rule out accesses in
+    /// between has to break before it makes (clear the entry, invalidate, write the new one), or the
+    /// SMMU may go by either of the two.
     ///
     /// # Errors
     ///
@@ -85,61 +84,6 @@ impl Stage1 {
             | VALID;
         ram.store(entry(table, LEVELS - 1, iova), page)
     }
-
-    /// Takes the page at `iova` out, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When a table lies outside the memory, that is, is not one of this tree.
-    ///
-    /// # Panics
-    ///
-    /// If `iova` has more than [`IOVA_BITS`] bits.
-    pub fn unmap(&self, ram: &GuestRam, iova: u64) -> Result<(), GuestMemoryError> {
-        match self.leaf(ram, iova)? {
-            Some((at, _)) => ram.store(at, 0),
-            None => Ok(()),
-        }
-    }
-
-    /// Where the tables, not the caches, say that `iova` leads. `None` when it is not mapped.
-    ///
-    /// # Errors
-    ///
-    /// When a table lies outside the memory, that is, is not one of this tree.
-    ///
-    /// # Panics
-    ///
-    /// If `iova` has more than [`IOVA_BITS`] bits.
-    pub fn lookup(
-        &self,
-        ram: &GuestRam,
-        iova: u64,
-    ) -> Result<Option<GuestAddress>, GuestMemoryError> {
-        let leaf = self.leaf(ram, iova)?;
-        Ok(leaf.map(|(_, descriptor)| GuestAddress(descriptor & ADDRESS | iova & 0xfff)))
-    }
-
-    /// The address and the value of the valid last-level entry for `iova`.
-    fn leaf(
-        &self,
-        ram: &GuestRam,
-        iova: u64,
-    ) -> Result<Option<(GuestAddress, u64)>, GuestMemoryError> {
-        let mut table = self.root;
-        for level in 0..LEVELS {
-            let at = entry(table, level, iova);
-            let descriptor = ram.load(at)?;
-            if descriptor & VALID == 0 {
-                return Ok(None);
-            }
-            if level == LEVELS - 1 {
-                return Ok(Some((at, descriptor)));
-            }
-            table = GuestAddress(descriptor & ADDRESS);
-        }
-        unreachable!("the last level returns")
-    }
 }
 
 /// The address of the entry for `iova` in a table of `level`.
@@ -152,7 +96,11 @@ fn entry(table: GuestAddress, level: u32, iova: u64) -> GuestAddress {
 /// The first two words of an STE for stage 1 with a single CD, as `struct iommu_hwpt_arm_smmuv3`
 /// takes them; in the CPU's endianness.
 ///
-/// `cd` must be a multiple of 64. No substreams, no stalls, no ATS.
+/// No substreams, no stalls, no ATS.
+///
+/// # Panics
+///
+/// If `cd` is not a multiple of 64.
 pub fn ste(cd: GuestAddress) -> [u64; 2] {
     const V: u64 = 1 << 0;
     const CONFIG_S1: u64 = 0b101 << 1;
@@ -166,20 +114,25 @@ pub fn ste(cd: GuestAddress) -> [u64; 2] {
     ]
 }
 
-/// Writes a CD for the page tables under `stage1` and `asid` to `at`, a multiple of 64.
+/// Writes a CD for the page tables under `stage1` and `asid` to `at`.
 ///
-/// The SMMU may have cached the old one: CFGI_CD makes it look again.
+/// The SMMU may have cached the old one: CFGI_CD makes it look again. The CD limits what comes out of
+/// stage 1 to 40 bits, so guest memory has to end below 1 TiB.
 ///
 /// # Errors
 ///
 /// When `at` is not in the memory.
+///
+/// # Panics
+///
+/// If `at` is not a multiple of 64.
 pub fn write_cd(
     ram: &GuestRam,
     at: GuestAddress,
     stage1: &Stage1,
     asid: u16,
 ) -> Result<(), GuestMemoryError> {
-    let words = cd(stage1.root(), asid);
+    let words = cd(stage1.root, asid);
     assert!(at.raw_value() & 0x3f == 0);
     // The word with the valid bit goes last.
     for (i, word) in words.iter().enumerate().rev() {
@@ -197,7 +150,7 @@ fn cd(root: GuestAddress, asid: u16) -> [u64; 8] {
     /// No walks in the upper half of the address space.
     const EPD1: u64 = 1 << 30;
     const V: u64 = 1 << 31;
-    /// Output addresses of 40 bits: guest memory has to be below 1 TiB.
+    /// Output addresses of 40 bits.
     const IPS_40: u64 = 2 << 32;
     const AA64: u64 = 1 << 41;
     /// Record faults, and abort the transaction, as an SMMU without the stall model requires.
@@ -239,8 +192,21 @@ mod tests {
         GuestRam::new(GuestAddress(0x40_0000_0000), pages * PAGE_SIZE as usize).unwrap()
     }
 
+    /// Where the tables say that the page at `iova` leads.
+    fn lookup(ram: &GuestRam, stage1: &Stage1, iova: u64) -> Option<u64> {
+        let mut table = stage1.root;
+        for level in 0..LEVELS {
+            let descriptor = ram.load(entry(table, level, iova)).unwrap();
+            if descriptor & VALID == 0 {
+                return None;
+            }
+            table = GuestAddress(descriptor & ADDRESS);
+        }
+        Some(table.raw_value())
+    }
+
     #[test]
-    fn map_lookup_unmap() {
+    fn map_and_map_again() {
         let ram = ram(64);
         let s1 = Stage1::new(&ram).unwrap();
         let pages = [
@@ -252,27 +218,15 @@ mod tests {
             (0xffff_ffff_f000, 0x40_0001_5000),
         ];
         for (iova, gpa) in pages {
-            assert_eq!(s1.lookup(&ram, iova).unwrap(), None);
+            assert_eq!(lookup(&ram, &s1, iova), None);
             s1.map(&ram, iova, GuestAddress(gpa)).unwrap();
         }
         for (iova, gpa) in pages {
-            assert_eq!(
-                s1.lookup(&ram, iova + 0x123).unwrap(),
-                Some(GuestAddress(gpa + 0x123))
-            );
+            assert_eq!(lookup(&ram, &s1, iova), Some(gpa));
         }
         s1.map(&ram, 0x1000, GuestAddress(0x40_0002_0000)).unwrap();
-        assert_eq!(
-            s1.lookup(&ram, 0x1000).unwrap(),
-            Some(GuestAddress(0x40_0002_0000))
-        );
-        s1.unmap(&ram, 0x1000).unwrap();
-        assert_eq!(s1.lookup(&ram, 0x1000).unwrap(), None);
-        assert_eq!(
-            s1.lookup(&ram, 0).unwrap(),
-            Some(GuestAddress(0x40_0001_0000))
-        );
-        s1.unmap(&ram, 0x7000_0000_0000).unwrap();
+        assert_eq!(lookup(&ram, &s1, 0x1000), Some(0x40_0002_0000));
+        assert_eq!(lookup(&ram, &s1, 0), Some(0x40_0001_0000));
     }
 
     #[test]
@@ -281,7 +235,7 @@ mod tests {
         let s1 = Stage1::new(&ram).unwrap();
         let iova = 5 << 39 | 6 << 30 | 7 << 21 | 8 << 12;
         s1.map(&ram, iova, GuestAddress(0x40_0000_7000)).unwrap();
-        let root = s1.root().raw_value();
+        let root = s1.root.raw_value();
         for (at, value) in [
             (root + 5 * 8, root + 0x1003),
             (root + 0x1000 + 6 * 8, root + 0x2003),
@@ -304,7 +258,7 @@ mod tests {
     fn iova_too_wide() {
         let ram = ram(8);
         let s1 = Stage1::new(&ram).unwrap();
-        let _ = s1.lookup(&ram, 1 << 48);
+        let _ = s1.map(&ram, 1 << 48, GuestAddress(0));
     }
 
     #[test]
@@ -322,7 +276,7 @@ mod tests {
             words,
             [
                 0x1234_e202_c000_3510,
-                s1.root().raw_value(),
+                s1.root.raw_value(),
                 0,
                 0xff,
                 0,
