@@ -54,10 +54,9 @@ NAME=$name FILES=$out/root RUN=$job TIMEOUT=${TIMEOUT:-900} \
 awk -v programs="$(cd "$out/root/kselftest" && echo */*)" -v rc="$rc" '
 	/^--- [a-z_]+\/[a-z_0-9]+$/ { program = $2; fail[program] = 1 }
 	/^# Totals:/ {
-		split($0, n, /[: ]+/)
-		for (i in n)
-			if (n[i] ~ /^(pass|fail|skip|error)$/) v[n[i]] = n[i + 1]
-		pass[program] = v["pass"]; skip[program] = v["skip"]; fail[program] = v["fail"] + v["error"]
+		split($0, word, /[: ]+/)
+		for (i in word) if (word[i] ~ /^(pass|fail|skip|error)$/) count[word[i]] = word[i + 1]
+		pass[program] = count["pass"]; skip[program] = count["skip"]; fail[program] = count["fail"] + count["error"]
 	}
 	/^--- status / && $3 != 0 && $3 != 4 && !fail[program] { fail[program] = 1 }
 	END {
