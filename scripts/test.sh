@@ -86,7 +86,9 @@ group_c() {
 	say "c: the demo on the C kernel, where rows must fail"
 	NAME=demo-c VARIANT=c SMP=1 ALLOW='__alloc_frozen_pages' RUN=/vsmmu/vsmmu-demo "$REPO/scripts/boot.sh" >/dev/null || rc=$?
 	counts=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' "$log" | tail -n 1)
-	if [[ $rc == 1 && ${counts:-0} -gt 0 ]]; then
+	# The best known defect shows, and what works on both kernels does.
+	if [[ $rc == 1 && ${counts:-0} -gt 40 ]] && grep -q 'TLBI, TLBI, bad opcode, TLBI.*FAILED' "$log" &&
+		grep -q 'TLBI_NH_VA of both pages  .*| ok' "$log"; then
 		result c 1 0 "the demo sees that the C kernel is different ($counts rows fail there)"
 	else
 		result c 0 1 "the demo does not tell the C kernel from the Rust one, or did not run: $log"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The parts of the driver for Arm SMMUv3 that are written in Rust: invalidation commands of guests.
+//! The Rust parts of the driver for Arm SMMUv3: invalidation commands of guests.
 //!
 //! A VMM passes on what it finds in the command queue of a guest's virtual SMMU. [`vsmmu`] takes
 //! the commands, block by block, has [`sanitise`] check them and put the IDs of the physical SMMU
