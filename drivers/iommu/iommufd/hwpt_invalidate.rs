@@ -82,8 +82,8 @@ impl Args {
             return Ok(());
         }
 
-        // The limits are on the time that the ioctl takes. Behind each entry up to `entry_len` bytes
-        // are searched for one that is not zero.
+        // The limits are on the time that the ioctl takes. Behind each entry up to `entry_len`
+        // bytes are searched for one that is not zero.
         if self.data_uptr == 0
             || self.entry_len == 0
             || self.entry_len as usize > PAGE_SIZE

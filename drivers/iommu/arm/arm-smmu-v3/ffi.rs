@@ -131,8 +131,8 @@ impl Vsmmu {
     #[inline]
     pub(crate) fn smmu(&self) -> &Smmu {
         // INVARIANT: A vSMMU is made of an SMMU that has been probed.
-        // SAFETY: By the type invariant, the pointer is set and never changes. The SMMU outlives the
-        // vSMMU, as the core asks of drivers: the devices behind it cannot do without it.
+        // SAFETY: By the type invariant, the pointer is set and never changes. The SMMU outlives
+        // the vSMMU, as the core asks of drivers: the devices behind it cannot do without it.
         unsafe { &*(*self.0.get()).smmu.cast() }
     }
 
