@@ -276,14 +276,11 @@ mod sanitiser {
                         for tg in 0..4 {
                             for ttl in 0..4 {
                                 let all_zero = num == 0 && scale == 0 && ttl == 0;
+                                let needs_ds = scale > 31 || (tg == 2 && ttl == 1);
                                 let legal = if !features.range_inv || tg == 0 {
                                     all_zero && tg == 0
-                                } else if scale > 31 && !features.ds {
-                                    false
-                                } else if tg == 2 && ttl == 1 && !features.ds {
-                                    false
                                 } else {
-                                    !all_zero
+                                    !all_zero && (features.ds || !needs_ds)
                                 };
 
                                 let command = range(opcode, num, scale, tg, ttl);
