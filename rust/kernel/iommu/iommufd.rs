@@ -129,9 +129,14 @@ impl<'a, R: Request> UserArray<'a, R> {
 
     /// Fills `block` in one copy. Nothing may lie between the entries in user memory.
     fn read_all(&self, block: &mut [MaybeUninit<R::Entry>]) -> Result {
-        UserSlice::new(self.user_ptr(0), size_of_val(block))
+        let len = size_of_val(block);
+        // SAFETY: The memory is borrowed for as long as the slice is used, bytes need no alignment,
+        // and `MaybeUninit` asks nothing of what is written.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(block.as_mut_ptr().cast(), len) };
+
+        UserSlice::new(self.user_ptr(0), len)
             .reader()
-            .read_raw(as_bytes_mut(block))
+            .read_raw(bytes)
     }
 
     /// Fills `block` entry by entry up to the first one that cannot be read.
@@ -165,9 +170,8 @@ impl<'a, R: Request> UserArray<'a, R> {
             }
         }
 
-        UserSlice::new(ptr, size)
-            .reader()
-            .read_raw(as_bytes_mut(core::slice::from_mut(entry)))
+        entry.write(UserSlice::new(ptr, size).reader().read()?);
+        Ok(())
     }
 
     /// The address of the entry at `index` behind the last one that was read.
@@ -199,15 +203,6 @@ impl<'a, R: Request> UserArray<'a, R> {
     pub fn set_driver_error_code(&mut self, code: u32) {
         self.raw.driver_error_code = code;
     }
-}
-
-/// The bytes of `entries`, for writing.
-fn as_bytes_mut<T: FromBytes>(entries: &mut [MaybeUninit<T>]) -> &mut [MaybeUninit<u8>] {
-    let len = size_of_val(entries);
-
-    // SAFETY: The memory is borrowed for as long as the result, bytes need no alignment, and
-    // `MaybeUninit` asks nothing of what is written.
-    unsafe { core::slice::from_raw_parts_mut(entries.as_mut_ptr().cast(), len) }
 }
 
 /// Something whose hardware caches user space may invalidate: a nested domain or a vIOMMU.

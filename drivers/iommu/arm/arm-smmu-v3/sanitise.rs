@@ -51,7 +51,7 @@ pub(crate) struct Illegal;
 /// # Invariants
 ///
 /// Each of them is what [`Features::sanitise()`] made of a guest's command.
-pub(crate) struct Batch<'a>(&'a mut [Cmd]);
+pub(crate) struct Batch<'a>(&'a [Cmd]);
 
 impl Batch<'_> {
     /// The commands, in their order.
@@ -78,7 +78,7 @@ impl Features {
             match self.sanitise(block[i], vmid, &vsid_to_sid) {
                 Ok(cmd) => block[i] = cmd,
                 // INVARIANT: Those before this one were replaced.
-                Err(e) => return (Batch(&mut block[..i]), Err(e)),
+                Err(e) => return (Batch(&block[..i]), Err(e)),
             }
         }
         // INVARIANT: All of them were replaced.
@@ -86,7 +86,6 @@ impl Features {
     }
 
     /// Turns a guest's command into one for the physical SMMU.
-    ///
     ///
     /// Replaces `arm_vsmmu_convert_user_cmd()`. See [`Self::sanitise_block()`] for the arguments.
     #[inline]
