@@ -1,27 +1,169 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The Rust parts of the driver for Arm SMMUv3: invalidation commands of guests.
+//! The Rust parts of the driver for Arm SMMUv3: the command queue, and the invalidation commands of
+//! guests.
+//!
+//! All users of an SMMU share its command queue, which is [`cmdq`], with [`cerror`] for when the
+//! SMMU stops it at an error. It has a [`port`] to the hardware. C calls it by the functions below.
 //!
 //! A VMM passes on what it finds in the command queue of a guest's virtual SMMU. [`vsmmu`] takes
 //! the commands, block by block, has [`sanitise`] check them and put the IDs of the physical SMMU
-//! in place of the guest's, and hands them to the command queue of the physical SMMU. The layouts
-//! of commands are in [`cmd`], and what is still in C is reached through [`ffi`].
+//! in place of the guest's, and hands them to the command queue. The layouts of commands are in
+//! [`cmd`], and what is still in C is reached through [`ffi`].
+
+use core::slice;
 
 use kernel::{
     bindings,
+    device::Device,
+    devres,
+    error::from_result,
     iommu::iommufd,
-    prelude::*, //
+    prelude::*,
+    sync::{
+        rcu,
+        Arc, //
+    }, //
 };
 
+mod cerror;
 mod cmd;
+mod cmdq;
+mod debugfs;
 mod ffi;
+mod port;
 mod sanitise;
 mod vsmmu;
 
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod tests;
 
-use ffi::Vsmmu;
+use cmd::Cmd;
+use cmdq::{
+    Cmdq,
+    Failure, //
+};
+use ffi::{
+    cmdq_from_interrupt,
+    cmdq_from_raw,
+    Published,
+    Vsmmu, //
+};
+use port::SmmuPort;
+
+/// Makes a command queue. See the function of this name in C.
+///
+/// # Safety
+///
+/// To be called when the SMMU is probed, with an `smmu` and a `cmdq` that are valid until it is
+/// unbound from its driver, after the queue's memory has been allocated and its registers are set,
+/// and before its first use.
+#[export]
+pub unsafe extern "C" fn arm_smmu_cmdq_init(
+    smmu: *mut bindings::arm_smmu_device,
+    cmdq: *mut bindings::arm_smmu_cmdq,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: By the safety requirements. What is allocated during the probe is freed after
+        // what is registered below, so that it outlives the queue.
+        let port = unsafe { SmmuPort::new(smmu, cmdq) };
+        // SAFETY: By the safety requirements.
+        let len = 1 << unsafe { (*cmdq).q.llq.max_n_shift };
+        let queue = Arc::pin_init(Cmdq::new(port, len), GFP_KERNEL)?;
+        // SAFETY: By the safety requirements, the device is being probed.
+        let dev: &Device = unsafe { Device::from_raw((*smmu).dev) };
+        // SAFETY: As above.
+        let dev = unsafe { dev.as_bound() };
+
+        // SAFETY: By the safety requirements.
+        devres::register(dev, unsafe { Published::new(&queue, cmdq) }, GFP_KERNEL)?;
+        // An SMMU may have others than its own.
+        // SAFETY: Only makes a pointer.
+        if cmdq == unsafe { &raw mut (*smmu).cmdq } {
+            devres::register(dev, debugfs::scope(queue, dev.name()), GFP_KERNEL)?;
+        }
+        Ok(0)
+    })
+}
+
+/// Issues commands, see [`Cmdq::issue()`], which may be called in the same contexts.
+///
+/// Returns 0, `-EIO` if the SMMU finds fault with a command or does not go on because of an error,
+/// or `-ETIMEDOUT` if it consumes nothing for a second.
+///
+/// # Safety
+///
+/// `cmdq` must be a queue of an SMMU that is bound to its driver, and there be `n` commands in
+/// `cmds`.
+#[export]
+pub unsafe extern "C" fn __arm_smmu_cmdq_issue_cmdlist(
+    _smmu: *mut bindings::arm_smmu_device,
+    cmdq: *mut bindings::arm_smmu_cmdq,
+    cmds: *mut bindings::arm_smmu_cmd,
+    n: c_int,
+    sync: bool,
+) -> c_int {
+    let cmds = if n > 0 {
+        // SAFETY: By the safety requirements, and the C struct has the layout of `Cmd`.
+        // CAST: Checked.
+        unsafe { slice::from_raw_parts(cmds.cast::<Cmd>(), n as usize) }
+    } else {
+        &[]
+    };
+    // SAFETY: By the safety requirements.
+    let queue = unsafe { cmdq_from_raw(cmdq) };
+
+    // Most callers ignore what this returns.
+    match queue.issue_insistently(cmds, sync) {
+        Ok(()) => 0,
+        Err(Failure::Cmd { .. } | Failure::Stuck { .. }) => EIO.to_errno(),
+        Err(Failure::Timeout { .. }) => ETIMEDOUT.to_errno(),
+    }
+}
+
+/// Services the errors of a command queue, for an interrupt handler.
+///
+/// Differs from the function of this name in C in that it acknowledges them, and so has nothing to
+/// do if somebody else was faster.
+///
+/// # Safety
+///
+/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_cmdq_init()`] has succeeded. It may be
+/// too late: the interrupt of Tegra241's queues outlives them.
+#[export]
+pub unsafe extern "C" fn __arm_smmu_cmdq_skip_err(
+    _smmu: *mut bindings::arm_smmu_device,
+    cmdq: *mut bindings::arm_smmu_cmdq,
+) {
+    let rcu = rcu::read_lock();
+
+    // SAFETY: By the safety requirements.
+    if let Some(queue) = unsafe { cmdq_from_interrupt(cmdq, &rcu) } {
+        let _ = queue.service_error(false);
+    }
+}
+
+/// Acknowledges the other errors that share a register with those of a command queue.
+///
+/// `active` are bits of `SMMU_GERROR`, of errors that the caller has seen active.
+///
+/// # Safety
+///
+/// As for [`__arm_smmu_cmdq_skip_err()`].
+#[export]
+pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, active: u32) {
+    let rcu = rcu::read_lock();
+    // SAFETY: By the safety requirements.
+    let Some(queue) = (unsafe { cmdq_from_interrupt(cmdq, &rcu) }) else {
+        return;
+    };
+
+    // Somebody else may be about to acknowledge an error of the command queue.
+    let _guard = queue.service.lock();
+    queue
+        .port
+        .acknowledge_errors(active & !bindings::GERROR_CMDQ_ERR);
+}
 
 /// The operation `cache_invalidate` of a vSMMU.
 ///

@@ -10,6 +10,7 @@
 use kernel::{
     bitfield,
     num::Bounded,
+    prelude::*,
     transmute::FromBytes, //
 };
 
@@ -135,6 +136,32 @@ impl AtcInv1 {
     pub(crate) const SIZE_ALL: u64 = 52;
 }
 
+bitfield! {
+    /// First word of `CMD_SYNC` (4.7.3).
+    pub(crate) struct Sync0(u64) {
+        /// What is written to the address in the second word.
+        63:32   msi_data;
+        /// Memory attributes of that.
+        27:24   msi_attr;
+        /// Shareability of that.
+        23:22   msh;
+        /// How the SMMU signals the completion.
+        13:12   cs;
+        7:0     opcode;
+    }
+}
+
+/// How an SMMU signals that a `CMD_SYNC` is complete. In any case, `SMMU_CMDQ_CONS` moves past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SyncSignal {
+    /// Not at all.
+    None,
+    /// Writes 32 bits of zeroes to this address, which is a multiple of 4.
+    Msi(u64),
+    /// Sends an event to the CPUs, which ends a `wfe`.
+    Sev,
+}
+
 /// A command as it lies in the command queue and in user memory: two little-endian words.
 ///
 /// In C, this is `struct iommu_viommu_arm_smmuv3_invalidate`. `struct arm_smmu_cmd` differs from it
@@ -151,6 +178,54 @@ impl Cmd {
     #[inline]
     pub(crate) fn new(words: [u64; 2]) -> Self {
         Self(words.map(u64::to_le))
+    }
+
+    /// `CMD_SYNC`. The words of the C driver's, for which see `arm_smmu_make_cmd_sync()`.
+    #[inline]
+    pub(crate) fn sync(signal: SyncSignal) -> Self {
+        const OPCODE: u64 = 0x46;
+        const INNER_SHAREABLE: u64 = 3;
+        const WRITE_BACK: u64 = 0xf;
+
+        let (cs, address) = match signal {
+            SyncSignal::None => (0, 0),
+            SyncSignal::Msi(address) => (1, address),
+            SyncSignal::Sev => (2, 0),
+        };
+        let word0 = Sync0::zeroed()
+            .with_opcode(Bounded::from_expr(OPCODE))
+            .with_cs(Bounded::from_expr(cs))
+            .with_msh(Bounded::from_expr(INNER_SHAREABLE))
+            .with_msi_attr(Bounded::from_expr(WRITE_BACK));
+        Self::new([word0.into_raw(), address])
+    }
+
+    /// A command with an opcode that is reserved in all versions of the architecture (4.1.3), and
+    /// the rest zero.
+    #[cfg(any(CONFIG_ARM_SMMU_V3_FAULT_INJECTION, CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST))]
+    pub(crate) fn illegal() -> Self {
+        Self::new([0, 0])
+    }
+
+    /// Whether this is `CMD_ATC_INV`.
+    #[inline]
+    pub(crate) fn is_atc_inv(&self) -> bool {
+        matches!(
+            AtcInv0::from_raw(self.words()[0]).opcode(),
+            Ok(Opcode::AtcInv)
+        )
+    }
+
+    /// The two words in the byte order of the queue.
+    #[inline]
+    pub(crate) fn le_words(self) -> [u64; 2] {
+        self.0
+    }
+
+    /// Reverts [`Self::le_words()`].
+    #[inline]
+    pub(crate) fn from_le_words(words: [u64; 2]) -> Self {
+        Self(words)
     }
 
     /// The two words in the byte order of the CPU.

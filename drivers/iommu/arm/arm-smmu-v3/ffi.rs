@@ -5,21 +5,31 @@
 //! What is read here was set before the vSMMU came into being and does not change while it lives,
 //! so that no lock is needed unless it is said otherwise.
 
+use core::ptr;
+
 use kernel::{
     bindings,
     container_of,
-    error::to_result,
     iommu::iommufd::Viommu,
     prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        rcu,
+        Arc, //
+    },
     types::Opaque, //
 };
 
 use super::{
     cmd::Cmd,
-    sanitise::{
-        Batch,
-        Features, //
-    }, //
+    cmdq::Cmdq,
+    port::SmmuPort,
+    sanitise::Features, //
 };
 
 /// The most commands in a batch.
@@ -55,28 +65,11 @@ impl Smmu {
         features_of(features, asid_bits, ssid_bits)
     }
 
-    /// Puts `batch` with a `CMD_SYNC` behind it into the command queue, and waits until the SMMU
-    /// has completed them.
-    ///
-    /// Fails with [`ETIMEDOUT`] if that takes longer than the time limit of the driver, which is a
-    /// second. Disables interrupts meanwhile.
-    pub(crate) fn issue(&self, batch: &Batch<'_>) -> Result {
-        let smmu = self.0.get();
-        let cmds = batch.cmds();
-
-        // SAFETY: By the type invariant `smmu` is valid and has a command queue. There are as many
-        // commands as is said, which are only read, and with the `CMD_SYNC` they make a batch.
-        let ret = unsafe {
-            bindings::__arm_smmu_cmdq_issue_cmdlist(
-                smmu,
-                &raw mut (*smmu).cmdq,
-                cmds.as_ptr().cast_mut().cast(),
-                // CAST: At most `BATCH_MAX`.
-                cmds.len() as c_int,
-                true,
-            )
-        };
-        to_result(ret)
+    /// The command queue that all users of the SMMU share.
+    #[inline]
+    pub(crate) fn cmdq(&self) -> &Cmdq<SmmuPort> {
+        // SAFETY: By the type invariant the SMMU has been probed, which makes its command queue.
+        unsafe { cmdq_from_raw(&raw const (*self.0.get()).cmdq) }
     }
 }
 
@@ -161,5 +154,85 @@ impl Vsmmu {
             // that has not got exactly one stream. Streams do not change afterwards.
             unsafe { (*(*master).streams).id }
         })
+    }
+}
+
+/// A command queue that a C struct points to, for as long as this value exists.
+pub(crate) struct Published {
+    queue: *mut bindings::arm_smmu_cmdq,
+    _owner: Arc<Cmdq<SmmuPort>>,
+}
+
+// SAFETY: The C struct belongs to no thread.
+unsafe impl Send for Published {}
+
+impl Published {
+    /// Makes the C struct point to the queue.
+    ///
+    /// # Safety
+    ///
+    /// `cmdq` must be valid for as long as the value exists, and not in use yet.
+    pub(crate) unsafe fn new(
+        queue: &Arc<Cmdq<SmmuPort>>,
+        cmdq: *mut bindings::arm_smmu_cmdq,
+    ) -> Self {
+        // SAFETY: By the safety requirements.
+        unsafe { published(cmdq) }.store(Arc::as_ptr(queue).cast_mut().cast(), Release);
+        Self {
+            queue: cmdq,
+            _owner: queue.clone(),
+        }
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        // SAFETY: By the safety requirements of `new()`.
+        unsafe { published(self.queue) }.store(ptr::null_mut(), Relaxed);
+        // Interrupt handlers may still be at it.
+        rcu::synchronize_rcu();
+    }
+}
+
+/// The pointer in a C struct.
+///
+/// # Safety
+///
+/// `cmdq` must be valid for `'a`.
+#[inline]
+unsafe fn published<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut c_void> {
+    // SAFETY: By the safety requirements. Nobody accesses the pointer in another way.
+    unsafe { Atomic::from_ptr((&raw const (*cmdq).rust).cast_mut()) }
+}
+
+/// Finds the command queue that a C struct stands for.
+///
+/// # Safety
+///
+/// `cmdq` must be valid for `'a`, and [`super::arm_smmu_cmdq_init()`] must have succeeded for it.
+/// The SMMU must be bound to its driver.
+#[inline]
+pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Cmdq<SmmuPort> {
+    // SAFETY: By the safety requirements the pointer is to a queue, and the queue lives as long as
+    // the SMMU is bound to its driver.
+    unsafe { &*published(cmdq).load(Relaxed).cast() }
+}
+
+/// Finds the command queue that a C struct stands for, unless it is gone.
+///
+/// # Safety
+///
+/// `cmdq` must be valid, and [`super::arm_smmu_cmdq_init()`] must have succeeded for it.
+pub(crate) unsafe fn cmdq_from_interrupt<'a>(
+    cmdq: *const bindings::arm_smmu_cmdq,
+    _rcu: &'a rcu::Guard,
+) -> Option<&'a Cmdq<SmmuPort>> {
+    // SAFETY: By the safety requirements. A queue that is found is not freed before the end of the
+    // RCU read-side critical section.
+    unsafe {
+        published(cmdq)
+            .load(Acquire)
+            .cast::<Cmdq<SmmuPort>>()
+            .as_ref()
     }
 }

@@ -50,14 +50,26 @@ pub(crate) struct Illegal;
 ///
 /// # Invariants
 ///
-/// Each of them is what [`Features::sanitise()`] made of a guest's command.
-pub(crate) struct Batch<'a>(&'a [Cmd]);
+/// Each of them is what [`Rules::sanitise()`] made of a guest's command, but for those that
+/// were spoilt on purpose.
+pub(crate) struct Batch<'a>(&'a mut [Cmd]);
 
 impl Batch<'_> {
     /// The commands, in their order.
     #[inline]
     pub(crate) fn cmds(&self) -> &[Cmd] {
         self.0
+    }
+
+    /// Makes those commands illegal that `is_chosen` chooses, asked for one after another.
+    #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+    #[cold]
+    pub(crate) fn spoil(&mut self, is_chosen: impl Fn() -> bool) {
+        for cmd in self.0.iter_mut() {
+            if is_chosen() {
+                *cmd = Cmd::illegal();
+            }
+        }
     }
 }
 
@@ -74,29 +86,94 @@ impl Features {
         vmid: u16,
         vsid_to_sid: impl Fn(u32) -> Option<u32>,
     ) -> (Batch<'a>, Result<(), Illegal>) {
+        let rules = Rules::new(self);
+
         for i in 0..block.len() {
-            match self.sanitise(block[i], vmid, &vsid_to_sid) {
+            match rules.sanitise(block[i], vmid, &vsid_to_sid) {
                 Ok(cmd) => block[i] = cmd,
                 // INVARIANT: Those before this one were replaced.
-                Err(e) => return (Batch(&block[..i]), Err(e)),
+                Err(e) => return (Batch(&mut block[..i]), Err(e)),
             }
         }
         // INVARIANT: All of them were replaced.
         (Batch(block), Ok(()))
     }
+}
+
+/// Which bits of a command depend on what the SMMU implements.
+///
+/// Worked out once for many commands.
+struct Rules {
+    /// Of an ASID.
+    asid: u64,
+    /// Of a range, in both words.
+    range: [u64; 2],
+    /// Of a substream, in `CMD_CFGI_CD`.
+    cfgi_substream: u64,
+    /// Of a substream, in `CMD_ATC_INV`.
+    atc_inv_substream: u64,
+    ds: bool,
+    ats: bool,
+}
+
+impl Rules {
+    #[inline]
+    fn new(features: &Features) -> Self {
+        // The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
+        let asid = (((1 << features.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK;
+
+        // The fields of a range are reserved if the SMMU knows no ranges, and of its scale the
+        // uppermost bit without 52-bit addresses (4.4.1).
+        let scale = if features.ds {
+            Tlbi0::SCALE_MASK
+        } else {
+            Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)
+        };
+        let range = if features.range_inv {
+            [Tlbi0::NUM_MASK | scale, Tlbi1::TG_MASK | Tlbi1::TTL_MASK]
+        } else {
+            [0, 0]
+        };
+
+        // Without `ssv`, the SMMU ignores the other two: that is not the same as reserved.
+        let [cfgi_substream, atc_inv_substream] = if features.ssid_bits != 0 {
+            [
+                Cfgi0::SSID_MASK,
+                AtcInv0::SSV_MASK | AtcInv0::SSID_MASK | AtcInv0::GLOBAL_MASK,
+            ]
+        } else {
+            [0, 0]
+        };
+
+        Self {
+            asid,
+            range,
+            cfgi_substream,
+            atc_inv_substream,
+            ds: features.ds,
+            ats: features.ats,
+        }
+    }
 
     /// Turns a guest's command into one for the physical SMMU.
     ///
-    /// Replaces `arm_vsmmu_convert_user_cmd()`. See [`Self::sanitise_block()`] for the arguments.
+    /// Replaces `arm_vsmmu_convert_user_cmd()` and `arm_vsmmu_validate_user_cmd()`. See
+    /// [`Features::sanitise_block()`] for the arguments.
     #[inline]
-    pub(crate) fn sanitise(
+    fn sanitise(
         &self,
         cmd: Cmd,
         vmid: u16,
         vsid_to_sid: impl FnOnce(u32) -> Option<u32>,
     ) -> Result<Cmd, Illegal> {
-        let opcode = self.check(cmd)?;
         let [word0, word1] = cmd.words();
+        let opcode = Tlbi0::from_raw(word0).opcode().map_err(|_| Illegal)?;
+
+        // Each bit that is set has to mean something to this SMMU.
+        let [allowed0, allowed1] = self.allowed(opcode);
+        if (word0 & !allowed0) | (word1 & !allowed1) != 0 {
+            return Err(Illegal);
+        }
 
         Ok(Cmd::new(match opcode {
             // To the guest this is all of its own translations, which on the physical SMMU are
@@ -107,8 +184,15 @@ impl Features {
                     .with_vmid(vmid);
                 [word0.into_raw(), 0]
             }
-            Opcode::TlbiNhAll | Opcode::TlbiNhAsid | Opcode::TlbiNhVa | Opcode::TlbiNhVaa => {
+            Opcode::TlbiNhAll | Opcode::TlbiNhAsid => {
                 [Tlbi0::from_raw(word0).with_vmid(vmid).into_raw(), word1]
+            }
+            Opcode::TlbiNhVa | Opcode::TlbiNhVaa => {
+                let word0 = Tlbi0::from_raw(word0);
+                if !self.is_legal_range(word0, Tlbi1::from_raw(word1)) {
+                    return Err(Illegal);
+                }
+                [word0.with_vmid(vmid).into_raw(), word1]
             }
             Opcode::CfgiCd | Opcode::CfgiCdAll => {
                 let word0 = Cfgi0::from_raw(word0);
@@ -116,6 +200,9 @@ impl Features {
                 [word0.with_sid(sid).into_raw(), word1]
             }
             Opcode::AtcInv => {
+                if !self.ats || AtcInv1::from_raw(word1).size().get() > AtcInv1::SIZE_ALL {
+                    return Err(Illegal);
+                }
                 let word0 = AtcInv0::from_raw(word0);
                 let sid = vsid_to_sid(word0.sid().cast::<u32>().get()).ok_or(Illegal)?;
                 [word0.with_sid(sid).into_raw(), word1]
@@ -123,100 +210,29 @@ impl Features {
         }))
     }
 
-    /// Checks that each bit of `cmd` that is set means something to this SMMU.
-    ///
-    /// Replaces `arm_vsmmu_validate_user_cmd()`.
-    #[inline]
-    fn check(&self, cmd: Cmd) -> Result<Opcode, Illegal> {
-        let [word0, word1] = cmd.words();
-        let opcode = Tlbi0::from_raw(word0).opcode().map_err(|_| Illegal)?;
-
-        let allowed = self.allowed(opcode);
-        if word0 & !allowed[0] != 0 || word1 & !allowed[1] != 0 {
-            return Err(Illegal);
-        }
-
-        // Each bit by itself may be set. What the fields mean may be reserved all the same.
-        let legal = match opcode {
-            Opcode::TlbiNhVa | Opcode::TlbiNhVaa if self.range_inv => {
-                self.is_legal_range(Tlbi0::from_raw(word0), Tlbi1::from_raw(word1))
-            }
-            Opcode::AtcInv => {
-                self.ats && AtcInv1::from_raw(word1).size().get() <= AtcInv1::SIZE_ALL
-            }
-            _ => true,
-        };
-
-        legal.then_some(opcode).ok_or(Illegal)
-    }
-
     /// The bits that may be set in the command of that opcode.
+    ///
+    /// Each by itself: what the fields mean may be reserved all the same.
     #[inline]
     fn allowed(&self, opcode: Opcode) -> [u64; 2] {
+        const TLBI: u64 = Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK;
+        const ADDRESS: u64 = Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK;
+        const CFGI: u64 = Cfgi0::OPCODE_MASK | Cfgi0::SID_MASK;
+        const ATC_INV: u64 = AtcInv0::OPCODE_MASK | AtcInv0::SID_MASK;
+        let [range0, range1] = self.range;
+
         match opcode {
             Opcode::TlbiNsnhAll => [Tlbi0::OPCODE_MASK, 0],
-            Opcode::TlbiNhAll => [Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK, 0],
-            Opcode::TlbiNhAsid => [Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK | self.asid_mask(), 0],
-            Opcode::TlbiNhVa => {
-                let [range0, range1] = self.range_mask();
-                [
-                    Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK | self.asid_mask() | range0,
-                    Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK | range1,
-                ]
-            }
-            Opcode::TlbiNhVaa => {
-                let [range0, range1] = self.range_mask();
-                [
-                    Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK | range0,
-                    Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK | range1,
-                ]
-            }
-            Opcode::CfgiCd => [
-                Cfgi0::OPCODE_MASK | Cfgi0::SID_MASK | self.if_substreams(Cfgi0::SSID_MASK),
-                Cfgi1::LEAF_MASK,
-            ],
-            Opcode::CfgiCdAll => [Cfgi0::OPCODE_MASK | Cfgi0::SID_MASK, 0],
-            // Without `ssv`, the SMMU ignores the other two: that is not the same as reserved.
+            Opcode::TlbiNhAll => [TLBI, 0],
+            Opcode::TlbiNhAsid => [TLBI | self.asid, 0],
+            Opcode::TlbiNhVa => [TLBI | self.asid | range0, ADDRESS | range1],
+            Opcode::TlbiNhVaa => [TLBI | range0, ADDRESS | range1],
+            Opcode::CfgiCd => [CFGI | self.cfgi_substream, Cfgi1::LEAF_MASK],
+            Opcode::CfgiCdAll => [CFGI, 0],
             Opcode::AtcInv => [
-                AtcInv0::OPCODE_MASK
-                    | AtcInv0::SID_MASK
-                    | self.if_substreams(
-                        AtcInv0::SSV_MASK | AtcInv0::SSID_MASK | AtcInv0::GLOBAL_MASK,
-                    ),
+                ATC_INV | self.atc_inv_substream,
                 AtcInv1::SIZE_MASK | AtcInv1::ADDRESS_MASK,
             ],
-        }
-    }
-
-    /// The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
-    #[inline]
-    fn asid_mask(&self) -> u64 {
-        (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK
-    }
-
-    /// The fields of a range are reserved if the SMMU knows no ranges, and of its scale the
-    /// uppermost bit without 52-bit addresses (4.4.1).
-    #[inline]
-    fn range_mask(&self) -> [u64; 2] {
-        if !self.range_inv {
-            return [0, 0];
-        }
-
-        let scale = if self.ds {
-            Tlbi0::SCALE_MASK
-        } else {
-            Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)
-        };
-        [Tlbi0::NUM_MASK | scale, Tlbi1::TG_MASK | Tlbi1::TTL_MASK]
-    }
-
-    /// `mask` if the SMMU has substreams, as the fields of a substream are reserved otherwise.
-    #[inline]
-    fn if_substreams(&self, mask: u64) -> u64 {
-        if self.ssid_bits != 0 {
-            mask
-        } else {
-            0
         }
     }
 
@@ -225,7 +241,15 @@ impl Features {
     /// Replaces `arm_vsmmu_validate_range()`.
     #[inline]
     fn is_legal_range(&self, word0: Tlbi0, word1: Tlbi1) -> bool {
-        let range = word0.num().get() != 0 || word0.scale().get() != 0;
+        const RANGE0: u64 = Tlbi0::NUM_MASK | Tlbi0::SCALE_MASK;
+        const RANGE1: u64 = Tlbi1::TG_MASK | Tlbi1::TTL_MASK;
+
+        // Most commands have none.
+        if (word0.into_raw() & RANGE0) | (word1.into_raw() & RANGE1) == 0 {
+            return true;
+        }
+
+        let range = word0.into_raw() & RANGE0 != 0;
         let ttl = word1.ttl().get();
 
         match word1.tg().get() {

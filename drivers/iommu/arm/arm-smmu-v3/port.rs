@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A command queue's way to a physical SMMU: [`Port`] on the registers, the memory and the messages
+//! of the C driver.
+
+use core::{
+    arch::asm,
+    slice, //
+};
+
+use kernel::{
+    bindings,
+    declare_trace,
+    device::Device,
+    prelude::*,
+    processor::cpu_relax,
+    ratelimit::RateLimit,
+    sync::aref::ARef,
+    time::{
+        delay::udelay,
+        Delta, //
+    }, //
+};
+
+#[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+use kernel::{
+    fault_injection::FaultAttr,
+    str::CString, //
+};
+
+use super::{
+    cerror::{
+        Action,
+        Cerror,
+        Report, //
+    },
+    cmd::{
+        Cmd,
+        SyncSignal, //
+    },
+    cmdq::{
+        Entry,
+        Port, //
+    }, //
+};
+
+declare_trace! {
+    /// # Safety
+    ///
+    /// `dev` must be valid.
+    unsafe fn arm_smmu_cmdq_batch(dev: *mut bindings::device, index: u32, cmds: u32, sync: bool);
+
+    /// # Safety
+    ///
+    /// `dev` must be valid.
+    unsafe fn arm_smmu_cmdq_error(
+        dev: *mut bindings::device,
+        cons: u32,
+        word0: u64,
+        word1: u64,
+        action: u32,
+        inline_: bool,
+    );
+
+    /// # Safety
+    ///
+    /// `dev` must be valid.
+    unsafe fn arm_smmu_cmdq_replay(
+        dev: *mut bindings::device,
+        word0: u64,
+        word1: u64,
+        error: u32,
+    );
+}
+
+/// How many looks at the queue are taken at once, before there is a delay between them:
+/// `ARM_SMMU_POLL_SPIN_COUNT`.
+const LOOKS: u32 = bindings::ARM_SMMU_POLL_SPIN_COUNT;
+
+/// The longest delay between two rows of looks is this power of two, in microseconds.
+///
+/// Short enough for an error to be noticed soon whose interrupt does not come.
+const MAX_DELAY: u32 = 6;
+
+/// The registers and the memory of a command queue: `struct arm_smmu_queue`.
+///
+/// # Invariants
+///
+/// * `entries` is valid for `len` entries, which are accessed as [`Entry`] or by the SMMU only.
+/// * The registers are mapped.
+/// * All of this is so for as long as the value exists.
+#[pin_data]
+pub(crate) struct SmmuPort {
+    entries: *const Entry,
+    len: usize,
+    prod_reg: *mut c_void,
+    cons_reg: *const c_void,
+    gerror_reg: *const c_void,
+    gerrorn_reg: *mut c_void,
+    /// How the SMMU signals the completion of the `CMD_SYNC` in the first slot. If it does so by
+    /// writing to a slot, each has its own address.
+    signal: SyncSignal,
+    dev: ARef<Device>,
+    /// The same, for C.
+    raw_dev: *mut bindings::device,
+    /// For messages that a guest can provoke.
+    #[pin]
+    messages: RateLimit,
+    /// For those that tell of something worse, which the others are not to hide.
+    #[pin]
+    alarms: RateLimit,
+    /// Which of the guests' commands are to fail. Only for the queue that they are put into.
+    #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+    fail_guest_cmd: Option<Pin<KBox<FaultAttr>>>,
+}
+
+// SAFETY: By the type invariants, what the pointers point to can be used from all threads, as the
+// accesses are atomic.
+unsafe impl Send for SmmuPort {}
+
+// SAFETY: As above.
+unsafe impl Sync for SmmuPort {}
+
+impl SmmuPort {
+    /// Takes what is needed out of the C structs.
+    ///
+    /// # Safety
+    ///
+    /// * `smmu` and `cmdq` must be valid, and a queue of the SMMU have been allocated for `cmdq`
+    ///   with its registers set. It must remain so for as long as the value exists.
+    /// * Nobody else may access the entries.
+    pub(crate) unsafe fn new(
+        smmu: *const bindings::arm_smmu_device,
+        cmdq: *const bindings::arm_smmu_cmdq,
+    ) -> impl PinInit<Self, Error> {
+        // SAFETY: By the safety requirements.
+        let (q, options, features, raw_dev) =
+            unsafe { (&(*cmdq).q, (*smmu).options, (*smmu).features, (*smmu).dev) };
+        // SAFETY: By the safety requirements.
+        let dev: &Device = unsafe { Device::from_raw(raw_dev) };
+        // SAFETY: By the safety requirements.
+        let (gerror_reg, gerrorn_reg) = unsafe { ((*cmdq).gerror_reg, (*cmdq).gerrorn_reg) };
+        // SAFETY: Only makes a pointer.
+        let is_main = cmdq == unsafe { &raw const (*smmu).cmdq };
+
+        // As arm_smmu_cmdq_needs_busy_polling() has it: the additional queues of Tegra241 can do
+        // no more than that.
+        let signal = if !is_main && options & bindings::ARM_SMMU_OPT_TEGRA241_CMDQV != 0 {
+            SyncSignal::None
+        } else if options & bindings::ARM_SMMU_OPT_MSIPOLL != 0 {
+            SyncSignal::Msi(q.base_dma)
+        } else if features & bindings::ARM_SMMU_FEAT_SEV != 0 {
+            SyncSignal::Sev
+        } else {
+            SyncSignal::None
+        };
+
+        // INVARIANT: By the safety requirements.
+        try_pin_init!(Self {
+            entries: q.base.cast(),
+            len: 1 << q.llq.max_n_shift,
+            prod_reg: q.prod_reg.cast(),
+            cons_reg: q.cons_reg.cast(),
+            gerror_reg: gerror_reg.cast(),
+            gerrorn_reg: gerrorn_reg.cast(),
+            signal,
+            dev: dev.into(),
+            raw_dev,
+            messages <- RateLimit::default_for_messages(),
+            alarms <- RateLimit::default_for_messages(),
+            #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+            fail_guest_cmd: if is_main {
+                let name = CString::try_from_fmt(fmt!("fail_guest_cmd.{}", dev.name()))?;
+                Some(KBox::pin_init(FaultAttr::new(&name), GFP_KERNEL)?)
+            } else {
+                None
+            },
+        }? Error)
+    }
+
+    /// What chooses the commands of guests that are to be made illegal, if there may be any.
+    #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+    #[inline]
+    pub(crate) fn fail_guest_cmd(&self) -> Option<&FaultAttr> {
+        self.fail_guest_cmd
+            .as_deref()
+            .filter(|attr| attr.is_enabled())
+    }
+
+    /// The errors that are active: where `SMMU_GERROR` and `SMMU_GERRORN` differ.
+    fn active_errors(&self) -> u32 {
+        // SAFETY: By the type invariants.
+        unsafe {
+            bindings::readl_relaxed(self.gerror_reg) ^ bindings::readl_relaxed(self.gerrorn_reg)
+        }
+    }
+
+    /// Acknowledges those active errors that are among `errors`.
+    ///
+    /// The caller holds the lock for servicing errors: the other bits of the register are left as
+    /// they are found.
+    pub(crate) fn acknowledge_errors(&self, errors: u32) {
+        // SAFETY: By the type invariants.
+        unsafe {
+            let gerrorn = bindings::readl_relaxed(self.gerrorn_reg);
+            let active = bindings::readl_relaxed(self.gerror_reg) ^ gerrorn;
+            bindings::writel(gerrorn ^ (active & errors), self.gerrorn_reg);
+        }
+    }
+}
+
+impl Port for SmmuPort {
+    #[inline]
+    fn entries(&self) -> &[Entry] {
+        // SAFETY: By the type invariants.
+        unsafe { slice::from_raw_parts(self.entries, self.len) }
+    }
+
+    #[inline]
+    fn write_prod(&self, prod: u32) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::writel_relaxed(prod, self.prod_reg) }
+    }
+
+    #[inline]
+    fn read_cons(&self) -> u32 {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::readl(self.cons_reg) }
+    }
+
+    fn error_is_active(&self) -> bool {
+        self.active_errors() & bindings::GERROR_CMDQ_ERR != 0
+    }
+
+    fn acknowledge(&self) {
+        self.acknowledge_errors(bindings::GERROR_CMDQ_ERR);
+    }
+
+    #[inline]
+    fn sync(&self, index: usize) -> Cmd {
+        Cmd::sync(match self.signal {
+            SyncSignal::Msi(base) => {
+                // CAST: `usize` has 64 bits here.
+                SyncSignal::Msi(base + (index * size_of::<Entry>()) as u64)
+            }
+            signal => signal,
+        })
+    }
+
+    #[inline]
+    fn sync_is_overwritten(&self) -> bool {
+        matches!(self.signal, SyncSignal::Msi(_))
+    }
+
+    fn pause(&self, spins: u32, for_sync: bool) -> bool {
+        if for_sync && self.signal == SyncSignal::Sev {
+            // Ends with the next CMD_SYNC, or after the 100 microseconds of the event stream.
+            // SAFETY: Only waits.
+            unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+            return true;
+        }
+        if spins % LOOKS != 0 {
+            cpu_relax();
+            return false;
+        }
+        udelay(Delta::from_micros(1 << (spins / LOOKS - 1).min(MAX_DELAY)));
+        true
+    }
+
+    fn rest(&self) {
+        udelay(Delta::from_millis(1));
+    }
+
+    #[inline]
+    fn trace_batch(&self, start: u64, cmds: usize, sync: bool) {
+        // CAST: The index of a slot, and at most as many commands as there are slots.
+        let (index, cmds) = ((start & (self.len as u64 - 1)) as u32, cmds as u32);
+        // SAFETY: The device is valid, as `dev` is a reference to it.
+        unsafe { arm_smmu_cmdq_batch(self.raw_dev, index, cmds, sync) };
+    }
+
+    fn trace_replay(&self, cmd: Cmd, failed: Option<Cerror>) {
+        let [word0, word1] = cmd.words();
+        let error = failed.map_or(0, |cerror| cerror as u32);
+        // SAFETY: The device is valid, as `dev` is a reference to it.
+        unsafe { arm_smmu_cmdq_replay(self.raw_dev, word0, word1, error) };
+    }
+
+    #[cold]
+    fn trace_error(&self, report: &Report) {
+        let [word0, word1] = report.cmd.words();
+        // SAFETY: The device is valid, as `dev` is a reference to it.
+        unsafe {
+            arm_smmu_cmdq_error(
+                self.raw_dev,
+                report.cons,
+                word0,
+                word1,
+                report.action as u32,
+                report.inline,
+            )
+        };
+
+        // Guests can do this: the kernel's log is not theirs to fill.
+        let limit = match report.action {
+            Action::Retry | Action::Replace => &self.messages,
+            Action::GiveUp => &self.alarms,
+        };
+        if !limit.allows(c"arm-smmu-v3 cmdq") {
+            return;
+        }
+        let cerror = match report.cerror {
+            None => "no error",
+            Some(Cerror::Ill) => "illegal command",
+            Some(Cerror::Abt) => "abort on command fetch",
+            Some(Cerror::AtcInvSync) => "ATC invalidation timeout",
+        };
+        let action = match report.action {
+            Action::Retry => "retrying",
+            Action::Replace => "replaced by CMD_SYNC",
+            Action::GiveUp => "giving up",
+        };
+
+        dev_warn!(
+            self.dev,
+            "CMDQ error at index {:#x} (cons {:#010x}): {}, command {:#018x} {:#018x}, {}\n",
+            report.index,
+            report.cons,
+            cerror,
+            word0,
+            word1,
+            action,
+        );
+    }
+
+    #[cold]
+    fn trace_timeout(&self, position: u64, cons: u32) {
+        if self.alarms.allows(c"arm-smmu-v3 cmdq") {
+            dev_err!(
+                self.dev,
+                "CMDQ timeout: waited for index {:#x}, cons {:#010x}\n",
+                position & (self.len as u64 - 1),
+                cons,
+            );
+        }
+    }
+}
