@@ -36,7 +36,11 @@ mod sanitise;
 mod vsmmu;
 
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod soft_smmu;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod tests;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_cmdq;
 
 use cmd::Cmd;
 use cmdq::{

@@ -1,0 +1,824 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An SMMU made of software: the command queue interface of IHI 0070, 4.1, 4.7.3, 4.8 and 7.1, for
+//! KUnit tests.
+//!
+//! It consumes commands on its own account, at random but by a seed. As it has no hardware to run
+//! on, it borrows the CPU of whoever accesses it or waits for it, which may be several at once, and
+//! that of a thread that calls [`SoftSmmu::run()`] in a loop. It takes more liberties than a
+//! physical SMMU would: it fetches entries ahead, lets `SMMU_CMDQ_CONS` lag behind or run ahead of
+//! the completion message, and makes entries useless once they are consumed.
+//!
+//! What is wrong with a command can be told from the command, see [`Fate`]. So a test knows what to
+//! expect before the command is sent. Afterwards the SMMU tells what was executed, see
+//! [`SoftSmmu::is_complete()`].
+
+use kernel::{
+    prelude::*,
+    processor::cpu_relax,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        barrier::{
+            smp_mb,
+            Full, //
+        },
+        lock::raw_spinlock::{
+            new_raw_spinlock_irq,
+            RawSpinLockIrq, //
+        }, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+use super::{
+    cerror::{
+        Action,
+        Cerror,
+        Report, //
+    },
+    cmd::{
+        Cmd,
+        SyncSignal, //
+    },
+    cmdq::{
+        zeroes,
+        Entry,
+        Port, //
+    }, //
+};
+
+/// Random numbers that depend on nothing but a seed: xorshift64*.
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// Starts a sequence of its own for each seed.
+    pub(crate) fn new(seed: u64) -> Self {
+        // The state must not be zero, and seeds that are small would begin alike.
+        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number from 0 up to but not including `end`, which must not be 0.
+    pub(crate) fn below(&mut self, end: u32) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        // CAST: Less than `end`.
+        ((bits * u64::from(end)) >> 32) as u32
+    }
+
+    /// True once in `n` times, or never if `n` is 0.
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
+        n != 0 && self.below(n) == 0
+    }
+}
+
+/// What becomes of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// `CMD_TLBI_NH_VA`, which is executed.
+    Fine,
+    /// An opcode that is reserved.
+    Illegal,
+    /// Cannot be fetched the first so many times, whatever is in the slot by then. With
+    /// [`FOR_EVER`], not before [`SoftSmmu::heal()`].
+    Abort(u32),
+    /// `CMD_ATC_INV` that the device answers.
+    Answered,
+    /// `CMD_ATC_INV` that the device answers when it is sent for the second time.
+    AnsweredAgain,
+    /// `CMD_ATC_INV` that the device never answers.
+    Unanswered,
+    /// `CMD_CFGI_CD` that the SMMU stands still before, for [`Manner::stall`] pauses, and executes.
+    Slow,
+}
+
+/// So often that it does not end on its own.
+pub(crate) const FOR_EVER: u32 = u32::MAX;
+
+/// What tells a command from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    /// Who sent it, less than [`PRODUCERS`].
+    pub(crate) producer: u32,
+    /// The number of the batch among those of its sender, from 1 on.
+    pub(crate) batch: u32,
+    /// Where it is in the batch, less than [`BATCH`].
+    pub(crate) index: u32,
+}
+
+/// How many senders there can be.
+pub(crate) const PRODUCERS: u32 = 16;
+
+/// How many commands one batch can have.
+pub(crate) const BATCH: u32 = 128;
+
+const TLBI_NH_VA: u64 = 0x12;
+const CFGI_CD: u64 = 0x05;
+const ATC_INV: u64 = 0x40;
+const CMD_SYNC: u64 = 0x46;
+const RESERVED: u64 = 0x7e;
+
+/// The opcode of an entry that nobody has written since the SMMU consumed it.
+const USED: u64 = 0xee;
+
+const SID_ANSWERED: u64 = 1;
+const SID_ANSWERED_AGAIN: u64 = 2;
+const SID_UNANSWERED: u64 = 3;
+const SID_SLOW: u64 = 4;
+
+/// In the four uppermost bits of the address: cannot be fetched for ever.
+const ABORT_FOR_EVER: u32 = 15;
+
+/// The bus address of the queue.
+const BASE: u64 = 0x8000_0000;
+
+/// `CMDQ_ERR` in `SMMU_GERROR` and `SMMU_GERRORN`.
+const CMDQ_ERR: u32 = 1;
+
+impl Tag {
+    /// Makes a command with this tag.
+    pub(crate) fn command(self, fate: Fate) -> Cmd {
+        let (opcode, sid, aborts) = match fate {
+            Fate::Fine => (TLBI_NH_VA, 0, 0),
+            Fate::Illegal => (RESERVED, 0, 0),
+            Fate::Abort(count) => (TLBI_NH_VA, 0, count.min(ABORT_FOR_EVER)),
+            Fate::Answered => (ATC_INV, SID_ANSWERED, 0),
+            Fate::AnsweredAgain => (ATC_INV, SID_ANSWERED_AGAIN, 0),
+            Fate::Unanswered => (ATC_INV, SID_UNANSWERED, 0),
+            Fate::Slow => (CFGI_CD, SID_SLOW, 0),
+        };
+        let address = u64::from(aborts) << 60
+            | u64::from(self.producer) << 52
+            | u64::from(self.batch) << 20
+            | u64::from(self.index) << 12;
+
+        Cmd::new([opcode | sid << 32, address])
+    }
+
+    /// Reverts [`Self::command()`] for the second word.
+    fn of_word1(word1: u64) -> Self {
+        // CAST: The other bits are masked or do not matter.
+        Self {
+            producer: (word1 >> 52) as u32 % PRODUCERS,
+            batch: (word1 >> 20) as u32,
+            index: (word1 >> 12) as u32 % BATCH,
+        }
+    }
+
+    fn ledger_index(self) -> usize {
+        // CAST: `usize` has 64 bits here.
+        (self.producer * BATCH + self.index) as usize
+    }
+}
+
+/// How an SMMU goes about its business.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Decides all that is random.
+    pub(crate) seed: u64,
+    /// Completes a `CMD_SYNC` by writing zeroes over it.
+    pub(crate) overwrites: bool,
+    /// The most commands that are consumed at once.
+    pub(crate) pace: u32,
+    /// Of so many `CMD_SYNC`s, one is at fault at first. 0 if none is.
+    pub(crate) bad_syncs: u32,
+    /// For how many pauses it stands still before a command that is [`Fate::Slow`].
+    pub(crate) stall: u32,
+    /// How long such a pause takes, in milliseconds.
+    pub(crate) tick: i64,
+}
+
+/// What the driver or the queue has done that it must not do.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub(crate) enum Violation {
+    /// `SMMU_CMDQ_PROD` was moved over an entry that had not been written.
+    Unwritten = 1 << 0,
+    /// `SMMU_CMDQ_PROD` was moved backwards, or too far.
+    Prod = 1 << 1,
+    /// Commands were not in the order of their batch, or batches of one sender not in theirs, or
+    /// there was something in between.
+    Order = 1 << 2,
+    /// There was nothing to acknowledge.
+    Acknowledge = 1 << 3,
+    /// The completion message was for another slot.
+    Message = 1 << 4,
+}
+
+/// How many entries are fetched ahead at most.
+const FETCHED: usize = 8;
+
+/// How many completion messages can be on their way.
+const LATE: usize = 4;
+
+/// What only the SMMU itself knows.
+struct State {
+    random: Random,
+    /// How many entries were ever consumed: `SMMU_CMDQ_CONS` with more bits.
+    cons: u64,
+    /// The entries from `cons` up to `fetched_end`, each at its position modulo [`FETCHED`].
+    fetched: [Cmd; FETCHED],
+    fetched_end: u64,
+    /// The code that is to stand in `SMMU_CMDQ_CONS`. Stays there after the error.
+    err: u32,
+    /// Whether the fate of the entry at `cons` was looked up. It then does not change if the entry
+    /// does.
+    seen: bool,
+    /// How often the entry at `cons` is still to fail by an abort, or as illegal.
+    aborts: u32,
+    ills: u32,
+    /// How many `CMD_SYNC`s are still to be illegal.
+    illegal_syncs: u32,
+    /// How often the next `CMD_SYNC` is to fail by an abort.
+    sync_aborts: u32,
+    /// A `CMD_ATC_INV` since the last `CMD_SYNC` was not answered.
+    unanswered: bool,
+    /// For how many pauses the queue is to stand still.
+    stall: u32,
+    /// The positions of `CMD_SYNC`s that are complete and whose message is on its way.
+    late: [Option<u64>; LATE],
+    /// The command before that at `cons`, unless it was a `CMD_SYNC`.
+    previous: Option<Tag>,
+    /// Every sender's latest batch.
+    batches: [u32; PRODUCERS as usize],
+    /// How many commands other than `CMD_SYNC` were consumed.
+    cmds: u64,
+}
+
+/// An error that was serviced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Serviced {
+    /// `SMMU_CMDQ_CONS`.
+    pub(crate) cons: u32,
+    /// What it was taken for.
+    pub(crate) cerror: Option<Cerror>,
+    /// What was done.
+    pub(crate) action: Action,
+}
+
+/// How many serviced errors are kept.
+const LOG: usize = 16;
+
+/// The errors that were serviced since the log was last taken.
+pub(crate) struct Log {
+    serviced: [Option<Serviced>; LOG],
+    len: usize,
+}
+
+impl Log {
+    const EMPTY: Self = Self {
+        serviced: [None; LOG],
+        len: 0,
+    };
+
+    /// The errors in their order. Those that there was no room for are missing.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Serviced> + '_ {
+        self.serviced.iter().copied().flatten()
+    }
+
+    /// How many there were.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// An SMMU with a command queue.
+#[pin_data]
+pub(crate) struct SoftSmmu {
+    entries: KVVec<Entry>,
+    manner: Manner,
+    prod: Atomic<u32>,
+    cons: Atomic<u32>,
+    gerror: Atomic<u32>,
+    gerrorn: Atomic<u32>,
+    #[pin]
+    state: RawSpinLockIrq<State>,
+    /// How many `CMD_SYNC`s have completed.
+    syncs: Atomic<u64>,
+    /// By sender and index in the batch, the last command that was executed: its batch in the upper
+    /// half, whether it was [`UNANSWERED`], and the lower bits of `syncs` by then.
+    ledger: KVVec<Atomic<u64>>,
+    /// As bits of [`Violation`].
+    violations: Atomic<u32>,
+    /// How much time has passed in pauses that the queue stood still for, in milliseconds.
+    stood_still: Atomic<i64>,
+    start: Instant<Monotonic>,
+    #[pin]
+    log: RawSpinLockIrq<Log>,
+    replays: Atomic<u64>,
+    timeouts: Atomic<u64>,
+}
+
+/// In a word of the ledger: the command is a `CMD_ATC_INV` that was not answered.
+const UNANSWERED: u64 = 1 << 31;
+
+/// How much slower the clock of the SMMU is than that of the machine, whose CPUs may be emulated
+/// and take turns on those of another. A queue that does not go on for good is noticed all the
+/// same.
+const SLOWER: i64 = 16;
+
+impl SoftSmmu {
+    /// Makes an SMMU with a queue of `len` entries, which is a power of two.
+    pub(crate) fn new(len: usize, manner: Manner) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            entries: zeroes(len, || {
+                let entry = Entry::new();
+                entry.write(Cmd::new([USED, 0]));
+                entry
+            })?,
+            manner,
+            prod: Atomic::new(0),
+            cons: Atomic::new(0),
+            gerror: Atomic::new(0),
+            gerrorn: Atomic::new(0),
+            state <- new_raw_spinlock_irq!(State {
+                random: Random::new(manner.seed),
+                cons: 0,
+                fetched: [Cmd::illegal(); FETCHED],
+                fetched_end: 0,
+                err: 0,
+                seen: false,
+                aborts: 0,
+                ills: 0,
+                illegal_syncs: 0,
+                sync_aborts: 0,
+                unanswered: false,
+                stall: 0,
+                late: [None; LATE],
+                previous: None,
+                batches: [0; PRODUCERS as usize],
+                cmds: 0,
+            }),
+            syncs: Atomic::new(0),
+            ledger: zeroes((PRODUCERS * BATCH) as usize, || Atomic::new(0))?,
+            violations: Atomic::new(0),
+            stood_still: Atomic::new(0),
+            start: Instant::now(),
+            log <- new_raw_spinlock_irq!(Log::EMPTY),
+            replays: Atomic::new(0),
+            timeouts: Atomic::new(0),
+        }? Error)
+    }
+
+    /// Consumes some commands, if there are any and nobody else is at it. Returns whether it has.
+    pub(crate) fn run(&self) -> bool {
+        let Some(mut state) = self.state.try_lock() else {
+            cpu_relax();
+            return false;
+        };
+        let state = &mut *state;
+
+        if state.random.one_in(2) {
+            self.overwrite_late(state);
+        }
+
+        let before = state.cons;
+        let count = state.random.below(self.manner.pace + 1);
+        for _ in 0..count {
+            if !self.consume(state) {
+                break;
+            }
+        }
+        if state.cons == before {
+            return false;
+        }
+        // An error has written it already.
+        if !self.error_is_active() {
+            self.write_cons(state);
+        }
+        true
+    }
+
+    /// Runs until the queue is empty or stands still.
+    pub(crate) fn settle(&self) {
+        // Often enough for any queue, and for all messages to be written.
+        for _ in 0..100_000 {
+            let _ = self.run();
+            let is_late = self.state.lock().late.iter().any(Option::is_some);
+            if !is_late && (self.is_idle() || self.error_is_active()) {
+                break;
+            }
+        }
+    }
+
+    /// Whether all that there is has been consumed.
+    pub(crate) fn is_idle(&self) -> bool {
+        // CAST: The bits of the register.
+        self.state.lock().cons as u32 & self.mask() == self.prod.load(Relaxed)
+    }
+
+    /// Stands still for so many pauses, or [`FOR_EVER`]; goes on with 0.
+    pub(crate) fn stall(&self, pauses: u32) {
+        self.state.lock().stall = pauses;
+    }
+
+    /// Finds fault with so many `CMD_SYNC`s, or takes all for illegal [`FOR_EVER`].
+    pub(crate) fn refuse_syncs(&self, count: u32) {
+        self.state.lock().illegal_syncs = count;
+    }
+
+    /// Fails so often to fetch the next `CMD_SYNC`.
+    pub(crate) fn abort_sync(&self, count: u32) {
+        self.state.lock().sync_aborts = count;
+    }
+
+    /// Ends all that lasts for ever: there is nothing wrong with what is in the queue now.
+    pub(crate) fn heal(&self) {
+        let mut state = self.state.lock();
+        state.illegal_syncs = 0;
+        state.sync_aborts = 0;
+        state.aborts = 0;
+        state.ills = 0;
+    }
+
+    /// Whether this command is complete: it has been executed, with an answer if it needs one, and
+    /// there has been a `CMD_SYNC` since.
+    pub(crate) fn is_complete(&self, tag: Tag) -> bool {
+        let word = self.ledger[tag.ledger_index()].load(Relaxed);
+        let syncs = self.syncs.load(Relaxed) & (UNANSWERED - 1);
+
+        word >> 32 == u64::from(tag.batch)
+            && word & UNANSWERED == 0
+            && syncs > word & (UNANSWERED - 1)
+    }
+
+    /// Whether the command was executed, whatever came of it.
+    fn was_executed(&self, tag: Tag) -> bool {
+        self.ledger[tag.ledger_index()].load(Relaxed) >> 32 == u64::from(tag.batch)
+    }
+
+    /// What was done that must not be done, as bits of [`Violation`].
+    pub(crate) fn violations(&self) -> u32 {
+        self.violations.load(Relaxed)
+    }
+
+    /// How many commands other than `CMD_SYNC` and how many `CMD_SYNC`s have been consumed. One
+    /// that was replaced counts as what it was.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.cmds, state.cons - state.cmds)
+    }
+
+    /// How many commands were replayed.
+    pub(crate) fn replays(&self) -> u64 {
+        self.replays.load(Relaxed)
+    }
+
+    /// How many waits were given up.
+    pub(crate) fn timeouts(&self) -> u64 {
+        self.timeouts.load(Relaxed)
+    }
+
+    /// `SMMU_CMDQ_CONS`, `SMMU_GERROR` and `SMMU_GERRORN`.
+    pub(crate) fn registers(&self) -> (u32, u32, u32) {
+        (
+            self.cons.load(Acquire),
+            self.gerror.load(Relaxed),
+            self.gerrorn.load(Relaxed),
+        )
+    }
+
+    /// Takes the log.
+    pub(crate) fn take_log(&self) -> Log {
+        core::mem::replace(&mut *self.log.lock(), Log::EMPTY)
+    }
+
+    fn violate(&self, violation: Violation) {
+        // CAST: That is what they are made of. Nobody clears bits, so that one that gets lost here
+        // leaves another.
+        let bits = self.violations.load(Relaxed) | violation as u32;
+        self.violations.store(bits, Relaxed);
+    }
+
+    /// The bits of a position that are in a register.
+    fn mask(&self) -> u32 {
+        // CAST: A queue has up to 2^20 entries.
+        2 * self.entries.len() as u32 - 1
+    }
+
+    fn entry(&self, position: u64) -> &Entry {
+        // CAST: `usize` has 64 bits here.
+        &self.entries[position as usize % self.entries.len()]
+    }
+
+    fn write_cons(&self, state: &State) {
+        // CAST: The bits of the register.
+        let position = state.cons as u32 & self.mask();
+        self.cons.store(position | state.err << 24, Release);
+    }
+
+    /// Stops at an error. Nothing more is consumed until it is acknowledged, and then all is
+    /// fetched again.
+    fn stop(&self, state: &mut State, cerror: Cerror) -> bool {
+        state.fetched_end = state.cons;
+        // CAST: That is what they stand for.
+        state.err = cerror as u32;
+        self.write_cons(state);
+        self.gerror
+            .store(self.gerror.load(Relaxed) ^ CMDQ_ERR, Release);
+        false
+    }
+
+    /// Consumes a command. Returns false if there is none or it stops.
+    fn consume(&self, state: &mut State) -> bool {
+        if self.error_is_active() || state.stall != 0 {
+            return false;
+        }
+
+        // CAST: The bits of the register.
+        let ahead = self.prod.load(Acquire).wrapping_sub(state.cons as u32) & self.mask();
+        if ahead == 0 {
+            return false;
+        }
+        // CAST: `usize` has 64 bits here.
+        if ahead as usize > self.entries.len() {
+            self.violate(Violation::Prod);
+            return false;
+        }
+
+        if state.fetched_end == state.cons {
+            // CAST: A small number.
+            let count = ahead.min(1 + state.random.below(FETCHED as u32));
+            for position in state.cons..state.cons + u64::from(count) {
+                // CAST: `usize` has 64 bits here.
+                state.fetched[position as usize % FETCHED] = self.entry(position).read();
+            }
+            state.fetched_end += u64::from(count);
+        }
+        // CAST: `usize` has 64 bits here.
+        let [word0, word1] = state.fetched[state.cons as usize % FETCHED].words();
+        let opcode = word0 & 0xff;
+
+        if !state.seen {
+            state.seen = true;
+            self.look_up(state, word0, word1);
+            if state.stall != 0 {
+                return false;
+            }
+        }
+        if state.aborts != 0 {
+            if state.aborts != FOR_EVER {
+                state.aborts -= 1;
+            }
+            return self.stop(state, Cerror::Abt);
+        }
+        if state.ills != 0 {
+            state.ills -= 1;
+            return self.stop(state, Cerror::Ill);
+        }
+
+        match opcode {
+            CMD_SYNC => return self.sync_up(state, word0, word1),
+            TLBI_NH_VA | CFGI_CD => self.execute(word1, true),
+            ATC_INV => {
+                let is_answered = match word0 >> 32 {
+                    SID_ANSWERED => true,
+                    SID_ANSWERED_AGAIN => self.was_executed(Tag::of_word1(word1)),
+                    _ => false,
+                };
+                state.unanswered |= !is_answered;
+                self.execute(word1, is_answered);
+            }
+            0 | USED => self.violate(Violation::Unwritten),
+            _ => return self.stop(state, Cerror::Ill),
+        }
+        self.go_on(state, true);
+        true
+    }
+
+    /// Finds out what is to become of the entry at the head.
+    fn look_up(&self, state: &mut State, word0: u64, word1: u64) {
+        match word0 & 0xff {
+            CMD_SYNC => {
+                state.previous = None;
+                state.aborts = core::mem::take(&mut state.sync_aborts);
+                if state.random.one_in(self.manner.bad_syncs) {
+                    match state.random.below(4) {
+                        0 => state.ills = 1,
+                        1 => (state.aborts, state.ills) = (1, 1),
+                        aborts => state.aborts = aborts - 1,
+                    }
+                }
+            }
+            TLBI_NH_VA | CFGI_CD | ATC_INV | RESERVED => {
+                // CAST: Four bits.
+                state.aborts = match (word1 >> 60) as u32 {
+                    ABORT_FOR_EVER => FOR_EVER,
+                    count => count,
+                };
+                if word0 >> 32 == SID_SLOW {
+                    state.stall = self.manner.stall;
+                }
+                self.check_order(state, Tag::of_word1(word1));
+            }
+            _ => (),
+        }
+    }
+
+    /// Checks that a command is where it belongs, unless it is replayed.
+    fn check_order(&self, state: &mut State, tag: Tag) {
+        let latest = &mut state.batches[tag.producer as usize];
+        let is_next = match tag.index {
+            0 => tag.batch > *latest,
+            index => {
+                let before = Tag {
+                    index: index - 1,
+                    ..tag
+                };
+                state.previous == Some(before)
+            }
+        };
+        let is_replayed = tag.batch == *latest && self.was_executed(tag);
+
+        if !is_next && !is_replayed {
+            self.violate(Violation::Order);
+        }
+        *latest = tag.batch;
+        state.previous = Some(tag);
+    }
+
+    /// Puts down that a command was executed.
+    fn execute(&self, word1: u64, is_answered: bool) {
+        let tag = Tag::of_word1(word1);
+        let syncs = self.syncs.load(Relaxed) & (UNANSWERED - 1);
+        let unanswered = if is_answered { 0 } else { UNANSWERED };
+        let word = u64::from(tag.batch) << 32 | unanswered | syncs;
+
+        self.ledger[tag.ledger_index()].store(word, Relaxed);
+    }
+
+    /// Executes `CMD_SYNC`.
+    fn sync_up(&self, state: &mut State, word0: u64, word1: u64) -> bool {
+        if state.illegal_syncs != 0 {
+            if state.illegal_syncs != FOR_EVER {
+                state.illegal_syncs -= 1;
+            }
+            return self.stop(state, Cerror::Ill);
+        }
+        // All that was not answered has been told of then.
+        if core::mem::take(&mut state.unanswered) {
+            return self.stop(state, Cerror::AtcInvSync);
+        }
+        self.syncs.store(self.syncs.load(Relaxed) + 1, Relaxed);
+
+        let is_message = (word0 >> 12) & 3 == 1;
+        if is_message {
+            // CAST: `usize` has 64 bits here.
+            if word1 != self.message_address(state.cons as usize % self.entries.len()) {
+                self.violate(Violation::Message);
+            }
+            let place = state.random.below(2 * LATE as u32) as usize;
+            match state.late.get_mut(place) {
+                Some(late @ None) => *late = Some(state.cons),
+                _ => {
+                    self.overwrite_late(state);
+                    self.overwrite(state.cons);
+                }
+            }
+        }
+        self.go_on(state, !is_message);
+        true
+    }
+
+    /// Moves on to the next entry. That of a `CMD_SYNC` that is overwritten is left alone.
+    fn go_on(&self, state: &mut State, spoil: bool) {
+        if spoil {
+            self.entry(state.cons).write(Cmd::new([USED, 0]));
+        }
+        state.cmds += u64::from(state.previous.is_some());
+        state.cons += 1;
+        state.seen = false;
+    }
+
+    /// Writes the completion message of the `CMD_SYNC` at a position: 32 bits of zeroes.
+    fn overwrite(&self, position: u64) {
+        let entry = self.entry(position);
+        let [word0, word1] = entry.read().words();
+
+        // What has been executed is to be seen by whoever sees the message.
+        smp_mb(Full);
+        entry.write(Cmd::new([word0 >> 32 << 32, word1]));
+    }
+
+    /// Writes the messages that are late. None is later than that of a later `CMD_SYNC`.
+    fn overwrite_late(&self, state: &mut State) {
+        for late in &mut state.late {
+            if let Some(position) = late.take() {
+                self.overwrite(position);
+            }
+        }
+    }
+
+    fn message_address(&self, index: usize) -> u64 {
+        // CAST: `usize` has 64 bits here.
+        BASE + (index * size_of::<Entry>()) as u64
+    }
+}
+
+impl Port for SoftSmmu {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn write_prod(&self, prod: u32) {
+        let mask = self.mask();
+        let moved = prod.wrapping_sub(self.prod.load(Relaxed)) & mask;
+
+        // CAST: A queue has up to 2^20 entries.
+        if prod & !mask != 0 || moved > self.entries.len() as u32 {
+            self.violate(Violation::Prod);
+        }
+        self.prod.store(prod, Release);
+        let _ = self.run();
+    }
+
+    fn read_cons(&self) -> u32 {
+        let _ = self.run();
+        self.cons.load(Acquire)
+    }
+
+    fn error_is_active(&self) -> bool {
+        (self.gerror.load(Acquire) ^ self.gerrorn.load(Acquire)) & CMDQ_ERR != 0
+    }
+
+    fn acknowledge(&self) {
+        if !self.error_is_active() {
+            self.violate(Violation::Acknowledge);
+        }
+        smp_mb(Full);
+        self.gerrorn
+            .store(self.gerrorn.load(Relaxed) ^ CMDQ_ERR, Release);
+    }
+
+    fn sync(&self, index: usize) -> Cmd {
+        Cmd::sync(if self.manner.overwrites {
+            SyncSignal::Msi(self.message_address(index))
+        } else {
+            SyncSignal::None
+        })
+    }
+
+    fn sync_is_overwritten(&self) -> bool {
+        self.manner.overwrites
+    }
+
+    /// Ends a stall.
+    fn rest(&self) {
+        self.stall(0);
+    }
+
+    fn pause(&self, spins: u32, _for_sync: bool) -> bool {
+        let mut stands_still = false;
+
+        if let Some(mut state) = self.state.try_lock() {
+            if state.stall != 0 {
+                if state.stall != FOR_EVER {
+                    state.stall -= 1;
+                }
+                self.stood_still.add(self.manner.tick, Relaxed);
+                stands_still = true;
+            }
+        }
+        let _ = self.run();
+        // Now and then it has to be looked for an error. Otherwise to do so costs time.
+        stands_still || spins % 4 == 0
+    }
+
+    fn now(&self) -> Instant<Monotonic> {
+        let elapsed = self.start.elapsed().as_nanos() / SLOWER;
+
+        self.start + Delta::from_nanos(elapsed) + Delta::from_millis(self.stood_still.load(Relaxed))
+    }
+
+    fn trace_error(&self, report: &Report) {
+        let mut log = self.log.lock();
+        let len = log.len;
+
+        if let Some(serviced) = log.serviced.get_mut(len) {
+            *serviced = Some(Serviced {
+                cons: report.cons,
+                cerror: report.cerror,
+                action: report.action,
+            });
+        }
+        log.len += 1;
+    }
+
+    fn trace_replay(&self, _cmd: Cmd, _failed: Option<Cerror>) {
+        self.replays.add(1, Relaxed);
+    }
+
+    fn trace_timeout(&self, _position: u64, _cons: u32) {
+        self.timeouts.add(1, Relaxed);
+    }
+}
