@@ -81,7 +81,7 @@
                                 Coherency : 1
                          Device Attribute : 1
             Ensured Coherency of Accesses : 1
-[0004]                      ATS Attribute : 00000000
+[0004]                      ATS Attribute : 00000001
 [0004]                 PCI Segment Number : 00000000
 [0001]                  Memory Size Limit : 40
 [0002]                 PASID Capabilities : 0000

@@ -25,7 +25,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 PATCHES = REPO / "patches"
-OVERLAY = ["rust", "drivers", "include", "Documentation", "tools/testing"]
+OVERLAY = ["rust", "drivers", "include", "Documentation", "tools/testing/selftests"]
 IGNORED = re.compile(r"(~|\.orig|\.rej|\.sw[a-z]|\.o|\.cmd)$|^\.#|^#|^__pycache__$|^target$")
 
 
