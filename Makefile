@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree help run test image boot shell kunit kselftest modular x86_64 lint clean distclean
+.PHONY: tree help run test image boot shell kunit kselftest faults bench modular x86_64 lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,8 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest: which of their groups, checks or programs
+# ONLY : for test, lint, kselftest, faults: which of their groups, checks, programs or rows
+# REPORT : for bench: 1 to only report, not to fail where Rust takes more
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
 
@@ -52,6 +53,14 @@ kunit: tree ## the unit tests, in the booted kernel
 
 kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
 	@scripts/enter scripts/kselftest.sh $(ONLY)
+
+faults: tree ## tests on an SMMU that fails on demand, VARIANT only
+	@scripts/enter scripts/image.sh $(VARIANT)
+	@scripts/enter scripts/initrd.sh
+	@scripts/enter scripts/faults.sh $(ONLY)
+
+bench: tree ## counts instructions on both kernels; fails where Rust takes more than C
+	@scripts/enter scripts/bench.sh $(if $(REPORT),--report)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test.sh modular

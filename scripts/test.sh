@@ -121,6 +121,27 @@ group_kselftest() {
 	done
 }
 
+# An SMMU that fails on demand: with one CPU and with four, with a large and a
+# small queue, polling registers and memory. make faults has the combinations.
+# The C kernel tells nobody of an error: if no row fails there, they do not look.
+group_faults() {
+	local name good bad what
+	image faults rust && image faults c && initrd faults || return 0
+	rm -f "$LOGS"/faults-{rust,c}.counts
+	VARIANT=rust "$REPO/scripts/faults.sh" smp1 small4 msi4 >/dev/null || true
+	[[ -s $LOGS/faults-rust.counts ]] || result faults 0 1 "there is no emulator that fails on demand, or it does not run"
+	while read -r name good bad what; do
+		result faults "$good" "$bad" "an SMMU that fails on demand, rust kernel, $name${what:+ ($what)}"
+	done < <(cat "$LOGS/faults-rust.counts" 2>/dev/null)
+	VARIANT=c "$REPO/scripts/faults.sh" smp4 ill- atc-forever-5 none >/dev/null || true
+	read -r name good bad what < <(cat "$LOGS/faults-c.counts" 2>/dev/null) || true
+	if ((${bad:-0} > 10 && ${good:-0} > 2)); then
+		result faults 1 0 "the rows see that the C kernel is different ($bad fail there)"
+	else
+		result faults 0 1 "the rows do not tell the C kernel from the Rust one: $LOGS/faults-c-smp4.log"
+	fi
+}
+
 group_modular() {
 	local root=$BUILD/modular/root
 	image modular modular && initrd modular || return 0
@@ -139,7 +160,7 @@ group_x86_64() {
 }
 
 mkdir -p "$LOGS"
-(($#)) || set -- userspace kunit demo kselftest c modular x86_64
+(($#)) || set -- userspace kunit demo kselftest faults c modular x86_64
 for group in "$@"; do
 	"group_$group"
 done

@@ -12,9 +12,7 @@ use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{Address, GuestAddress, GuestMemoryError};
 use vsmmu_nested::ram::PAGE_SIZE;
 use vsmmu_nested::stage1::{self, Stage1};
-use vsmmu_nested::{Command, Failure, GuestRam, InvalidateArg, NestedSmmu, Outcome};
-
-use crate::edu;
+use vsmmu_nested::{Command, Failure, GuestRam, InvalidateArg, NestedSmmu, Outcome, edu};
 
 /// The stream id that "the guest" uses: another number than the device's own, to see it translated.
 pub const VSID: u32 = 0x1234;

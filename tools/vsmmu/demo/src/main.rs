@@ -6,7 +6,6 @@
 //! row of the table is one experiment: see [`lab`] for how it is made, [`rows`] for what the contract
 //! says.
 
-mod edu;
 mod lab;
 mod rows;
 mod userbuf;
@@ -18,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
-use vsmmu_nested::{HwInfo, pci};
+use vsmmu_nested::{HwInfo, edu, pci};
 
 use lab::{Change, Lab, Seen, Sight, Sights};
 use rows::{Act, Found, Num, Report, Row, Want};

@@ -21,6 +21,7 @@
 //! stage 2.
 
 pub mod cmd;
+pub mod edu;
 pub mod invalidate;
 pub mod pci;
 pub mod ram;

@@ -76,6 +76,16 @@ fn ids(device: &Path) -> Option<(u16, u16)> {
 ///
 /// When sysfs cannot be read, or has no such device.
 pub fn find(vendor: u16, device: u16) -> Result<String, Error> {
+    let found = find_all(vendor, device)?.into_iter().next();
+    found.ok_or_else(|| Error::NoDevice(format!("with id {vendor:04x}:{device:04x}")))
+}
+
+/// The addresses of all devices with these ids, in their order.
+///
+/// # Errors
+///
+/// When sysfs cannot be read.
+pub fn find_all(vendor: u16, device: u16) -> Result<Vec<String>, Error> {
     let dir = Path::new(DEVICES);
     let mut found = Vec::new();
     for entry in sysfs(dir, fs::read_dir(dir))? {
@@ -86,10 +96,23 @@ pub fn find(vendor: u16, device: u16) -> Result<String, Error> {
             found.push(bdf.to_string_lossy().into_owned());
         }
     }
-    found
-        .into_iter()
-        .min()
-        .ok_or_else(|| Error::NoDevice(format!("with id {vendor:04x}:{device:04x}")))
+    found.sort();
+    Ok(found)
+}
+
+/// The requester id of the device `bdf`, which is the SMMU's stream id where firmware says no other.
+///
+/// # Panics
+///
+/// If it is not an address as sysfs writes it.
+pub fn requester_id(bdf: &str) -> u32 {
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let parse = || {
+        let (bus, device) = bdf.split_once(':')?.1.split_once(':')?;
+        let (device, function) = device.split_once('.')?;
+        Some(number(bus)? << 8 | number(device)? << 3 | number(function)?)
+    };
+    parse().unwrap_or_else(|| panic!("{bdf} is not a PCI address"))
 }
 
 /// Has vfio-pci drive the device `bdf`, if it does not yet, and gives its directory in sysfs.
@@ -143,5 +166,16 @@ fn rebind(device: &Path, bdf: &str) -> Result<(), Error> {
             bdf: bdf.into(),
             driver: other.unwrap_or("none".into()),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requester_ids() {
+        assert_eq!(requester_id("0000:00:02.0"), 0x10);
+        assert_eq!(requester_id("0000:a1:1f.7"), 0xa1ff);
     }
 }

@@ -114,6 +114,14 @@ pub fn ste(cd: GuestAddress) -> [u64; 2] {
     ]
 }
 
+/// The same STE with ATS: the device may ask for translations and keep them (EATS = 1).
+///
+/// The kernel takes it if the device, the SMMU and the root complex all have ATS.
+pub fn with_ats(ste: [u64; 2]) -> [u64; 2] {
+    const EATS_TRANSLATE: u64 = 1 << 28;
+    [ste[0], ste[1] | EATS_TRANSLATE]
+}
+
 /// Writes a CD for the page tables under `stage1` and `asid` to `at`.
 ///
 /// The SMMU may have cached the old one: CFGI_CD makes it look again. The CD limits what comes out of
@@ -263,7 +271,9 @@ mod tests {
 
     #[test]
     fn ste_and_cd() {
-        assert_eq!(ste(GuestAddress(0x40_0000_1040)), [0x40_0000_104b, 0xd4]);
+        let plain = ste(GuestAddress(0x40_0000_1040));
+        assert_eq!(plain, [0x40_0000_104b, 0xd4]);
+        assert_eq!(with_ats(plain), [0x40_0000_104b, 0x1000_00d4]);
 
         let ram = ram(8);
         let s1 = Stage1::new(&ram).unwrap();

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::NestedSmmu;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX as BAR0, VFIO_PCI_CONFIG_REGION_INDEX as CONFIG,
 };
-use vsmmu_nested::NestedSmmu;
 
 /// Vendor and device id.
 pub const PCI_ID: (u16, u16) = (0x1234, 0x11e8);

@@ -1,0 +1,80 @@
+#!/bin/bash
+# faults.sh [CONFIGURATION|PATTERN...]: boots build/VARIANT/Image on an emulated SMMU
+# that fails on demand, once for each configuration (all), and has vsmmu-faults try
+# all kinds of failure there, or the rows with one of the patterns in their id. Ends
+# with a table and "N passed, N failed"; fails if any did. The counts of each
+# configuration are also in build/logs/faults-VARIANT.counts. Runs in the build
+# root. Settings, all from the environment:
+#
+#	VARIANT		which kernel: rust (default) or c, where rows that may hang it are
+#			left out and many others fail
+#	QEMU		an emulator that fails on demand (the one that qemu.sh builds)
+#	QEMU_ARGS	more arguments for it
+#	TIMEOUT		seconds after which a guest is ended (900)
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+variant=${VARIANT:-rust}
+[[ ${QEMU-} ]] || QEMU=$("$REPO/scripts/qemu.sh")
+export QEMU
+declare -A cpus=([smp1]=1 [smp4]=4 [small1]=1 [small4]=4 [msi1]=1 [msi4]=4) model=(
+	[smp1]='' [smp4]=''
+	# A queue of 128 entries, which two batches fill.
+	[small1]=x-cmdqs=7 [small4]=x-cmdqs=7
+	# CMD_SYNCs that complete with MSIs, for which the driver polls memory.
+	[msi1]=x-msi=on [msi4]=x-msi=on
+)
+run=/vsmmu/vsmmu-faults
+[[ $variant != c ]] || run+=' --comparison'
+configurations=()
+for arg; do
+	if [[ ${cpus[$arg]-} ]]; then configurations+=("$arg"); else run+=" --only $arg"; fi
+done
+((${#configurations[@]})) || configurations=(smp1 smp4 small1 small4 msi1 msi4)
+# What the driver says of the errors, which here are no faults of its own.
+allow='arm-smmu-v3.*(CMDQ error|CMD_SYNC timeout|unexpected|GERROR|retrying|failed)'
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$LOGS"
+counts_file=$LOGS/faults-$variant.counts
+: >"$counts_file"
+passed=0 failed=0 latencies=''
+
+for name in "${configurations[@]}"; do
+	log=$LOGS/faults-$variant-$name.log
+	# The emulator's monitor is at the other end of a serial port of the machine's.
+	# The network device is behind a root port, as without one it would have no ATS.
+	args="-global arm-smmuv3.x-ats=on ${model[$name]:+-global arm-smmuv3.${model[$name]}}"
+	args+=" -qmp unix:$work/$name,server=on,wait=off -chardev socket,id=monitor,path=$work/$name"
+	args+=" -device pci-serial,chardev=monitor -device edu,dma_mask=0xffffffffffff"
+	args+=" -device pcie-root-port,id=rp0 -device virtio-net-pci,bus=rp0,ats=on,iommu_platform=on,disable-legacy=on,romfile="
+	say "faults: the $variant kernel, configuration $name (${cpus[$name]} CPU$([[ ${cpus[$name]} == 1 ]] || echo s)${model[$name]:+, ${model[$name]}})"
+	rc=0
+	NAME=faults-$variant-$name VARIANT=$variant SMP=${cpus[$name]} QEMU_ARGS="$args ${QEMU_ARGS-}" \
+		ALLOW=$allow TIMEOUT=${TIMEOUT:-900} RUN=$run "$REPO/scripts/boot.sh" >/dev/null || rc=$?
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
+	what=''
+	if [[ ! $counts ]]; then
+		counts='0 1' what='did not run to its end'
+		# A row is printed up to its description before it runs.
+		tail -n 3 "$log" >&2
+	else
+		((!rc)) || grep -A 4 'FAILED$' "$log" | grep -v '| ok$' | head -n 40 >&2 || true
+		if ((rc > 1)) || { ((rc)) && [[ ${counts#* } == 0 ]]; }; then
+			counts="${counts% *} $((${counts#* } + 1))" what='the kernel reported an error'
+		fi
+	fi
+	passed=$((passed + ${counts% *})) failed=$((failed + ${counts#* }))
+	printf '%s %s\n' "$name" "$counts${what:+ $what}" >>"$counts_file"
+	latencies+=$(sed -n "s/^latency: /$(printf '%-8s' "$name")/p" "$log")$'\n'
+done
+
+printf '\n%-8s %7s %7s\n' "$variant" passed failed
+while read -r name good bad what; do
+	printf '%-8s %7d %7d  %s\n' "$name" "$good" "$bad" "$what"
+done <"$counts_file"
+printf '\nlatency of a call in microseconds: median, longest\n%s\n' "$(grep . <<<"$latencies" || echo none)"
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((failed == 0 && passed > 0))
