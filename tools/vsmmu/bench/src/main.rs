@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Measures what invalidations through an SMMUv3's command queue cost: a guest's, and the host's own.
+//!
+//! All times are those of `CLOCK_MONOTONIC`, less what reading it takes. On a machine that QEMU
+//! emulates with `-icount shift=0,sleep=off` and one CPU, a nanosecond is an instruction.
+
+mod dma_map;
+mod error;
+mod invalidate;
+mod ioas_map;
+mod queue;
+mod sample;
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vsmmu_nested::{edu, pci};
+
+use queue::Queue;
+use sample::Sampler;
+
+/// Measures invalidations through an SMMUv3's command queue: a guest's, and the host's own.
+///
+/// Needs root, and QEMU's edu device behind an SMMUv3. Prints a JSON object a line, one for each case.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// PCI address of the device, such as 0000:00:02.0. It is given to vfio-pci if it has another
+    /// driver, or none. [default: the first edu]
+    #[arg(long, value_name = "BDF")]
+    device: Option<String>,
+    /// How many calls are measured in each case
+    #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(1..))]
+    calls: u32,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// ioctl(IOMMU_HWPT_INVALIDATE) with arrays of several lengths
+    Invalidate {
+        /// Only arrays of this length
+        #[arg(long, value_name = "N")]
+        only: Option<usize>,
+    },
+    /// The same with a command that the SMMU finds illegal. Needs a kernel with
+    /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
+    Error,
+    /// Mapping and unmapping a page of an IOAS that the device is attached to
+    IoasMap,
+    /// Mapping and unmapping a page with the kernel's DMA API, by its dma_map_benchmark: that has to be
+    /// the driver of some device
+    DmaMap {
+        /// How many nanoseconds of the machine's time an instruction takes. The benchmark averages in
+        /// units of 100 ns, so the more, the finer are the results, which are in instructions
+        #[arg(long, value_name = "NS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        ns_per_instruction: u64,
+    },
+}
+
+/// Where the kernel has files for people who debug it.
+const DEBUGFS: &str = "/sys/kernel/debug";
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprint!("vsmmu-bench: {e}");
+            let mut cause = e.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let sampler = Sampler::new(args.calls, Queue::find()?);
+    match args.what {
+        What::Invalidate { only } => invalidate::run(&sampler, &device(args)?, only),
+        What::Error => error::run(&sampler, &device(args)?),
+        What::IoasMap => ioas_map::run(&sampler, &device(args)?),
+        What::DmaMap { ns_per_instruction } => dma_map::run(ns_per_instruction),
+    }
+}
+
+/// The device's directory in sysfs, with vfio-pci as its driver.
+fn device(args: &Args) -> Result<PathBuf, pci::Error> {
+    let bdf = match &args.device {
+        Some(bdf) => bdf.clone(),
+        None => pci::find(edu::PCI_ID.0, edu::PCI_ID.1)?,
+    };
+    pci::bind_to_vfio(&bdf, edu::PCI_ID)
+}
+
+/// The directories in debugfs.
+fn debugfs() -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(DEBUGFS).map_err(|e| in_file(Path::new(DEBUGFS), e))?;
+    entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect()
+}
+
+/// The same error with the name of the file, which those of [`fs`] do not tell.
+fn in_file(path: &Path, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{}: {e}", path.display()))
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Calling something many times and looking at the clock.
+
+use std::error::Error;
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::queue::Queue;
+
+/// Calls before the first one that counts: caches of the kernel's allocators are full then, and all
+/// pages there.
+const WARM_UP: u32 = 10;
+
+/// Measures cases, all in the same way.
+pub struct Sampler {
+    calls: u32,
+    queue: Option<Queue>,
+    /// What the measuring itself takes.
+    overhead: u64,
+}
+
+impl Sampler {
+    /// `calls` are made in each case. The `queue` tells how many commands there were in each.
+    pub fn new(calls: u32, queue: Option<Queue>) -> Self {
+        let overhead = times(calls, || Ok(())).expect("nothing cannot fail")[0];
+        Sampler {
+            calls,
+            queue,
+            overhead,
+        }
+    }
+
+    /// Measures `call`, and prints the result under the name `id`. `n` is how many things each call
+    /// does.
+    pub fn case(
+        &self,
+        id: &str,
+        n: usize,
+        mut call: impl FnMut() -> Result<(), Box<dyn Error>>,
+    ) -> Result<(), Box<dyn Error>> {
+        for _ in 0..WARM_UP {
+            call()?;
+        }
+        // By itself, as reading the counters is a lot of work in the kernel.
+        let before = self.counts()?;
+        call()?;
+        let counts = self.counts()?.zip(before);
+        let (commands, syncs) = counts
+            .map(|(after, before)| (after.commands - before.commands, after.syncs - before.syncs))
+            .unzip();
+
+        let times = times(self.calls, call)?;
+        let time = |i: usize| times[i].saturating_sub(self.overhead);
+        println!(
+            "{}",
+            json!({
+                "id": id,
+                "n": n,
+                "calls": times.len(),
+                "min": time(0),
+                "median": time(times.len() / 2),
+                "max": time(times.len() - 1),
+                "as_min": times.iter().filter(|time| **time == times[0]).count(),
+                "commands": commands,
+                "syncs": syncs,
+            })
+        );
+        Ok(())
+    }
+
+    fn counts(&self) -> Result<Option<crate::queue::Counts>, Box<dyn Error>> {
+        Ok(self.queue.as_ref().map(Queue::counts).transpose()?)
+    }
+}
+
+/// How many nanoseconds each of so many calls takes, the shortest first.
+fn times(
+    calls: u32,
+    mut call: impl FnMut() -> Result<(), Box<dyn Error>>,
+) -> Result<Vec<u64>, Box<dyn Error>> {
+    // With its pages there: a page fault costs more than most of what is measured.
+    let mut times = vec![u64::MAX; calls as usize];
+    for time in &mut times {
+        let start = Instant::now();
+        call()?;
+        *time = start.elapsed().as_nanos().try_into()?;
+    }
+    times.sort_unstable();
+    Ok(times)
+}
