@@ -85,7 +85,7 @@ count() { # NAME STATUS-OF-BOOT KERNEL-LOG PROGRAM...
 rm -f "$LOGS/$name.counts"
 up_to_date || logged kselftest-build "building the self-tests" build_all || die "correct what the compiler says above and run this again"
 # Where wrong answers are expected under load, a short load shows them.
-stress=60
+stress=20
 [[ $variant != c ]] || stress=5
 # shellcheck disable=SC2016 # expanded in the guest
 job='echo 512 >/proc/sys/vm/nr_hugepages

@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/fault-inject.h`](srctree/include/linux/fault-inject.h)
 //!
-//! Reference: [`Documentation/fault-injection`](srctree/Documentation/fault-injection/fault-injection.rst)
+//! Reference: [`fault-injection.rst`](srctree/Documentation/fault-injection/fault-injection.rst)
 
 use crate::{
     prelude::*,
@@ -67,9 +67,10 @@ impl FaultAttr {
         })
     }
 
-    /// Whether [`Self::should_fail()`] may say so: cheaper to ask, if there are many who might fail.
+    /// Whether [`Self::should_fail()`] may say so.
     ///
-    /// Does not know of failures that a task asks for by its `fail-nth`.
+    /// Cheaper to ask than that, if there are many who might fail. Does not know of failures that a
+    /// task asks for by its `fail-nth`.
     #[inline]
     pub fn is_enabled(&self) -> bool {
         // SAFETY: By the type invariants. User space may write to it at any time, which is as good

@@ -287,7 +287,7 @@ impl<P: Port> Cmdq<P> {
             }
         };
 
-        // All of this is ordered before the acknowledgement. As long as that is missing the SMMU
+        // All of this is ordered before the acknowledgment. As long as that is missing the SMMU
         // does not read the slot, and nothing after it becomes complete.
         self.records.set(index, record);
         self.records

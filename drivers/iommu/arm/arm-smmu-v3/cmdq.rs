@@ -456,7 +456,7 @@ impl<P: Port> Cmdq<P> {
         }
 
         let waited = self.wait_for_sync(sync_at);
-        // Whoever services an error records it before the acknowledgement, without which the SMMU
+        // Whoever services an error records it before the acknowledgment, without which the SMMU
         // does not get as far as to complete the CMD_SYNC. What shows the completion is read with
         // an acquire, so that the record shows too.
         let errors = if self.records.any() {
@@ -568,8 +568,8 @@ impl<P: Port> Cmdq<P> {
         });
     }
 
-    /// Tells the SMMU of what has been reserved from `start` on, which the caller owns. The slots up
-    /// to `own_end` are its own, and valid.
+    /// Tells the SMMU of what has been reserved from `start` on, which the caller owns. The slots
+    /// up to `own_end` are its own, and valid.
     #[inline]
     fn publish(&self, start: u64, own_end: u64) {
         // PROD may not move backwards: wait for the owner before to have written it. Pairs with

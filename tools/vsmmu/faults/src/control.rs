@@ -282,7 +282,7 @@ pub struct Stats {
     pub atc: u64,
     /// Stalls.
     pub stalls: u64,
-    /// Acknowledgements.
+    /// Acknowledgments.
     pub acks: u64,
     /// ATC_INVs consumed, whether they have timed out or not.
     pub atc_invs: u64,

@@ -21,7 +21,7 @@ pub const QUICK: Duration = Duration::from_millis(250);
 pub const LIMIT: Duration = Duration::from_secs(1);
 /// More than the attempts that are made with an error that does not go away. (With a kernel that does not
 /// give up it is some ten thousand in a second.)
-pub const STORM: u64 = 32;
+pub const STORM: u64 = 12;
 /// A thread that is not back by then never will be.
 const STUCK: Duration = Duration::from_secs(30);
 /// Wrong answers in a row of many calls, after which there is nothing to learn from more.
@@ -136,7 +136,7 @@ impl Raised {
         let raised = stats.ill + stats.abt + stats.atc;
         // There is none without an error, and one error can be left.
         if stats.acks > raised || stats.acks + 1 < raised {
-            faults.push(format!("{raised} errors, {} acknowledgements", stats.acks));
+            faults.push(format!("{raised} errors, {} acknowledgments", stats.acks));
         }
     }
 }
