@@ -59,10 +59,9 @@ impl RateLimit {
 
     /// Allows for as often as the kernel's own `*_ratelimited()` messages: 10 times in 5 seconds.
     pub fn default_for_messages() -> impl PinInit<Self> {
-        // CAST: 5 seconds of jiffies fit, and the burst is a small number.
         Self::new(
             crate::time::msecs_to_jiffies(5000),
-            bindings::DEFAULT_RATELIMIT_BURST as u32,
+            bindings::DEFAULT_RATELIMIT_BURST,
         )
     }
 

@@ -3411,6 +3411,53 @@ TEST_F(injected, chosen_by_process)
 	expect_tally(_metadata, &tally);
 }
 
+#define TRACING "/sys/kernel/tracing"
+
+/* Lines of the trace that have all of these words. */
+static unsigned int count_in_trace(const char *event, const char *word)
+{
+	unsigned int lines = 0;
+	char line[512];
+	FILE *trace = fopen(TRACING "/trace", "r");
+
+	if (!trace)
+		return 0;
+	while (fgets(line, sizeof(line), trace))
+		lines += strstr(line, event) && strstr(line, word);
+	fclose(trace);
+	return lines;
+}
+
+/* Who watches the queue by its tracepoints sees the batch and the error. */
+TEST_F(injected, traced)
+{
+	struct smmu_cmd cmds[5];
+	struct tally tally = {};
+	bool mounted = false;
+	int fd;
+
+	if (access(TRACING "/trace", F_OK)) {
+		mounted = !mount("tracefs", TRACING, "tracefs", 0, NULL);
+		if (!mounted)
+			SKIP(return, "tracefs cannot be mounted");
+	}
+	fill_good(cmds, 5);
+	fd = open(TRACING "/trace", O_WRONLY | O_TRUNC);
+	ASSERT_LE(0, fd);
+	close(fd);
+	EXPECT_TRUE(write_text(TRACING "/events/arm_smmu_v3/enable", "1"));
+	check_fault(_metadata, self, &tally, cmds, 5, 3);
+	EXPECT_TRUE(write_text(TRACING "/events/arm_smmu_v3/enable", "0"));
+
+	EXPECT_EQ(1, count_in_trace(" arm_smmu_cmdq_error: ", "error=ill "));
+	EXPECT_EQ(1, count_in_trace(" arm_smmu_cmdq_error: ", "action=replace "));
+	EXPECT_LE(1, count_in_trace(" arm_smmu_cmdq_batch: ", "cmds=5 sync=1"));
+	EXPECT_EQ(0, count_in_trace(" arm_smmu_cmdq_replay: ", ""));
+	if (mounted)
+		umount(TRACING);
+	expect_tally(_metadata, &tally);
+}
+
 /* Guests must not be able to fill the log of the host. */
 TEST_F_TIMEOUT(injected, log_is_not_flooded, HANG_SECONDS)
 {
