@@ -93,7 +93,7 @@ pub unsafe extern "C" fn arm_smmu_cmdq_init(
 /// Issues commands, see [`Cmdq::issue()`], which may be called in the same contexts.
 ///
 /// Returns 0, `-EIO` if the SMMU finds fault with a command or does not go on because of an error,
-/// or `-ETIMEDOUT` if it consumes nothing for a second.
+/// or `-ETIMEDOUT` if it consumes nothing for a second, or does not get that far in five.
 ///
 /// # Safety
 ///
@@ -149,13 +149,13 @@ pub unsafe extern "C" fn __arm_smmu_cmdq_skip_err(
 
 /// Acknowledges the other errors that share a register with those of a command queue.
 ///
-/// `active` are bits of `SMMU_GERROR`, of errors that the caller has seen active.
+/// `errors` are bits of `SMMU_GERROR`. Those of them are acknowledged that are active.
 ///
 /// # Safety
 ///
 /// As for [`__arm_smmu_cmdq_skip_err()`].
 #[export]
-pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, active: u32) {
+pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, errors: u32) {
     let rcu = rcu::read_lock();
     // SAFETY: By the safety requirements.
     let Some(queue) = (unsafe { cmdq_from_interrupt(cmdq, &rcu) }) else {
@@ -166,7 +166,7 @@ pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq,
     let _guard = queue.service.lock();
     queue
         .port
-        .acknowledge_errors(active & !bindings::GERROR_CMDQ_ERR);
+        .acknowledge_errors(errors & !bindings::GERROR_CMDQ_ERR);
 }
 
 /// The operation `cache_invalidate` of a vSMMU.

@@ -204,7 +204,7 @@ impl Records {
 
     /// Puts on record that an error is given up, by which all who wait for the queue fail.
     fn give_up(&self, cerror: Option<Cerror>) {
-        // One word, so that nobody sees a new number with an old code.
+        // One word, so that whoever sees the number sees this code or that of a later one.
         let code = cerror.map_or(0, |cerror| cerror as u64);
         let count = self.given_up() + 1;
         self.given_up.store(count * Self::GIVEN_UP + code, Relaxed);
@@ -298,7 +298,12 @@ impl<P: Port> Cmdq<P> {
             Action::Replace => {
                 // Other submitters do not touch a slot that is not theirs, and its own has
                 // written it before.
-                entry.write(Cmd::sync(SyncSignal::None));
+                entry.write(if self.port.sync_is_overwritten() {
+                    // No message for a slot whose submitter does not wait for one.
+                    Cmd::sync(SyncSignal::None)
+                } else {
+                    self.port.sync(index)
+                });
                 self.port.acknowledge();
             }
             Action::GiveUp => self.records.give_up(cerror),

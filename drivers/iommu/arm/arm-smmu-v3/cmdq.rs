@@ -91,7 +91,7 @@ impl Entry {
 
     /// Whether the SMMU has written its completion message over the `CMD_SYNC` that was here.
     ///
-    /// That message is 32 bits of zeroes. What is read afterwards was written after the message.
+    /// That message is 32 bits of zeroes. What is read afterwards is read after it.
     #[inline]
     pub(crate) fn is_overwritten(&self) -> bool {
         // CAST: The first four bytes, where the opcode is, are the lower half of the word.
@@ -184,7 +184,8 @@ pub(crate) const TIME_LIMIT: Delta = Delta::from_secs(1);
 
 /// How long to wait for a queue that goes on, but slowly.
 ///
-/// Interrupts are disabled meanwhile, which is not to last until the kernel takes the CPU for dead.
+/// Who waits for a `CMD_SYNC` has interrupts disabled, which is not to last until the kernel takes
+/// the CPU for dead.
 pub(crate) const TOTAL_LIMIT: Delta = Delta::from_secs(5);
 
 /// Cache line that is written to by all submitters.
@@ -334,10 +335,37 @@ impl<P: Port> Cmdq<P> {
     /// commands were complete.
     ///
     /// That may be good enough when they become complete later than expected, but not if they are
-    /// never issued: so this waits for room as long as it takes.
+    /// never issued: so this waits for room as long as it takes. And a command that could not be
+    /// fetched, with which as such nothing is wrong, is issued once more, with those behind it.
+    /// That cannot be known of a command nobody waits for.
     #[inline]
     pub(crate) fn issue_insistently(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
-        self.issue_all(cmds, sync, true)
+        match self.issue_all(cmds, sync, true) {
+            Err(Failure::Cmd {
+                index,
+                cerror: Cerror::Abt,
+            }) => self.issue_once_more(cmds, index),
+            outcome => outcome,
+        }
+    }
+
+    /// Issues the commands from `index` on.
+    #[cold]
+    fn issue_once_more(&self, cmds: &[Cmd], index: usize) -> Result<(), Failure> {
+        self.issue_all(&cmds[index..], true, true)
+            .map_err(|failure| match failure {
+                Failure::Cmd { index: i, cerror } => Failure::Cmd {
+                    index: index + i,
+                    cerror,
+                },
+                Failure::Stuck { complete, cerror } => Failure::Stuck {
+                    complete: index + complete,
+                    cerror,
+                },
+                Failure::Timeout { complete } => Failure::Timeout {
+                    complete: index + complete,
+                },
+            })
     }
 
     #[inline]
@@ -483,7 +511,7 @@ impl<P: Port> Cmdq<P> {
     /// What `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` hold for a position: index and wrap bit.
     #[inline]
     fn register(&self, position: u64) -> u32 {
-        // CAST: A queue has up to 2^20 entries.
+        // CAST: A queue has up to 2^19 entries.
         (position & ((2 << self.shift) - 1)) as u32
     }
 
@@ -623,8 +651,8 @@ impl<P: Port> Cmdq<P> {
         let _ = self.head.waiters.fetch_sub(1, Release);
     }
 
-    /// Frees all slots before a position, unless that makes no sense, as that of an SMMU does which
-    /// has lost its power.
+    /// Frees all slots before a position, unless that makes no sense, as the position of an SMMU
+    /// often does which has lost its power.
     #[inline]
     fn free(&self, position: u64) {
         if position <= self.head.reserved.load(Relaxed) & !OWNED {
@@ -716,10 +744,13 @@ impl<P: Port> Cmdq<P> {
     /// [`Port::pause()`].
     #[inline(never)]
     fn wait_on<T>(&self, for_sync: bool, look: impl Fn() -> Option<T>) -> Result<T, Failure> {
+        // Of what CONS holds, the error means nothing unless one is active.
+        let read_cons = || self.register(u64::from(self.port.read_cons()));
+
         let begin = self.port.now();
         // Since when the queue stands still, and what it looked like then.
         let mut since = begin;
-        let mut cons = self.port.read_cons();
+        let mut cons = read_cons();
         let mut serviced = self.records.serviced();
         let mut given_up = self.records.given_up();
         let mut spins = 0;
@@ -739,8 +770,7 @@ impl<P: Port> Cmdq<P> {
                 return Ok(found);
             }
 
-            let cons_now = self.port.read_cons();
-            let serviced_now = self.records.serviced();
+            let cons_now = read_cons();
             if cons_now != cons {
                 given_up = self.records.given_up();
             } else if self.records.given_up() != given_up {
@@ -749,7 +779,10 @@ impl<P: Port> Cmdq<P> {
                     complete: 0,
                     cerror: self.records.given_up_cerror(),
                 });
-            } else if serviced_now == serviced && !self.service_error(true) {
+            } else if self.records.serviced() == serviced
+                && !self.service_error(true)
+                && self.records.serviced() == serviced
+            {
                 if now - since > TIME_LIMIT || now - begin > TOTAL_LIMIT {
                     return Err(Failure::Timeout { complete: 0 });
                 }

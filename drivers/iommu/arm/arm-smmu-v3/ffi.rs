@@ -163,7 +163,7 @@ pub(crate) struct Published {
     _owner: Arc<Cmdq<SmmuPort>>,
 }
 
-// SAFETY: The C struct belongs to no thread.
+// SAFETY: The C struct belongs to no thread, and the queue may be sent to another.
 unsafe impl Send for Published {}
 
 impl Published {

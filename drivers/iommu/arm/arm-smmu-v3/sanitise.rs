@@ -67,6 +67,7 @@ impl Batch<'_> {
     pub(crate) fn spoil(&mut self, is_chosen: impl Fn() -> bool) {
         for cmd in self.0.iter_mut() {
             if is_chosen() {
+                // INVARIANT: On purpose.
                 *cmd = Cmd::illegal();
             }
         }

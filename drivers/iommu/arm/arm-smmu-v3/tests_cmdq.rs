@@ -567,6 +567,21 @@ mod single {
         Ok(())
     }
 
+    /// Who insists has what could not be fetched issued once more, with what is behind it.
+    #[test]
+    fn abt_again_but_urgent() -> Result {
+        assert!(each(|bench| {
+            ensure!(bench.0.issue_insistently(&[Fine, Abort(2), Fine], true) == fails(1, ABT));
+            let log = bench.smmu().take_log();
+            ensure!(log.iter().filter(|error| error.action == Replace).count() == 2);
+
+            // What was sent twice looks out of its order to this SMMU.
+            ensure!(!bench.0.queue.records.any());
+            bench.sync(&[Fine; LEN - 1], Ok(()), &[])
+        })?);
+        Ok(())
+    }
+
     /// A slot that can never be fetched: the queue is stuck, each submitter makes an attempt, and
     /// all is well when the slot is.
     #[test]
