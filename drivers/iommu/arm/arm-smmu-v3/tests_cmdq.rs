@@ -1237,6 +1237,8 @@ fn finish(bench: &mut Bench) -> bool {
 /// The queue in use by several at the same time, at random.
 #[kunit_tests(arm_smmu_v3_cmdq_concurrent)]
 mod concurrent {
+    use core::ops::Range;
+
     use super::*;
 
     const MANNER: Manner = Manner {
@@ -1256,90 +1258,80 @@ mod concurrent {
         thread: false,
     };
 
-    /// Without any faults.
-    #[test]
-    fn plain() -> Result {
-        for seed in 0..5 {
+    /// Carries out a plan with each seed, on SMMUs of both kinds.
+    fn contend_with(seeds: Range<u64>, plan: Plan) -> Result<bool> {
+        for seed in seeds {
             for overwrites in [false, true] {
                 let manner = Manner {
                     seed,
                     overwrites,
-                    ..MANNER
+                    ..plan.manner
                 };
-                assert!(contend(Plan { manner, ..PLAN })?);
+                if !contend(Plan { manner, ..plan })? {
+                    return Ok(false);
+                }
             }
         }
+        Ok(true)
+    }
+
+    /// Without any faults.
+    #[test]
+    fn plain() -> Result {
+        assert!(contend_with(0..5, PLAN)?);
         Ok(())
     }
 
     /// With faults of all kinds.
     #[test]
     fn faults() -> Result {
-        for seed in 10..14 {
-            for overwrites in [false, true] {
-                let manner = Manner {
-                    seed,
-                    overwrites,
-                    bad_syncs: 64,
-                    ..MANNER
-                };
-                assert!(contend(Plan {
-                    manner,
-                    users: 6,
-                    batches: 12_000,
-                    faulty: 4,
-                    ..PLAN
-                })?);
-            }
-        }
+        let plan = Plan {
+            manner: Manner {
+                bad_syncs: 64,
+                ..MANNER
+            },
+            users: 6,
+            batches: 12_000,
+            faulty: 4,
+            ..PLAN
+        };
+        assert!(contend_with(10..14, plan)?);
         Ok(())
     }
 
     /// On an SMMU that has a CPU for itself, as far as possible.
     #[test]
     fn with_thread() -> Result {
-        for seed in 20..24 {
-            for overwrites in [false, true] {
-                let manner = Manner {
-                    seed,
-                    overwrites,
-                    bad_syncs: 64,
-                    pace: 8,
-                    ..MANNER
-                };
-                assert!(contend(Plan {
-                    manner,
-                    users: 3,
-                    batches: 12_000,
-                    faulty: 8,
-                    thread: true,
-                })?);
-            }
-        }
+        let plan = Plan {
+            manner: Manner {
+                bad_syncs: 64,
+                pace: 8,
+                ..MANNER
+            },
+            users: 3,
+            batches: 12_000,
+            faulty: 8,
+            thread: true,
+        };
+        assert!(contend_with(20..24, plan)?);
         Ok(())
     }
 
     /// On an SMMU that is slow, so that the queue is full most of the time.
     #[test]
     fn no_room() -> Result {
-        for seed in 30..34 {
-            for overwrites in [false, true] {
-                let manner = Manner {
-                    seed,
-                    overwrites,
-                    bad_syncs: 256,
-                    pace: 2,
-                    ..MANNER
-                };
-                assert!(contend(Plan {
-                    manner,
-                    users: 8,
-                    batches: 4_000,
-                    faulty: 16,
-                    ..PLAN
-                })?);
-            }
-        }
+        let plan = Plan {
+            manner: Manner {
+                bad_syncs: 256,
+                pace: 2,
+                ..MANNER
+            },
+            users: 8,
+            batches: 4_000,
+            faulty: 16,
+            ..PLAN
+        };
+        assert!(contend_with(30..34, plan)?);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
+use vsmmu_nested::with_causes;
 use vsmmu_nested::{HwInfo, edu, pci};
 
 use lab::{Change, Lab, Seen, Sight, Sights};
@@ -60,20 +61,6 @@ fn main() -> ExitCode {
             ExitCode::from(NOTHING_TO_SEE)
         }
     }
-}
-
-/// An error and what caused it. Some libraries repeat the cause in their own text, and some do not.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {

@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use vsmmu_nested::with_causes;
 
 use cases::Case;
 use lab::{Finding, Lab, cpus};
@@ -52,20 +53,6 @@ fn main() -> ExitCode {
             ExitCode::from(NOTHING_TO_SEE)
         }
     }
-}
-
-/// An error and what caused it. Some libraries repeat the cause in their own text, and some do not.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {

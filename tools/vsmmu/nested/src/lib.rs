@@ -32,3 +32,17 @@ pub use cmd::Command;
 pub use invalidate::{ErrorCode, Failure, InvalidateArg, Outcome};
 pub use ram::GuestRam;
 pub use smmu::{Error, HwInfo, NestedSmmu, Vdevice};
+
+/// An error and what caused it. Some libraries repeat the cause in their own text, and some do not.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
