@@ -91,6 +91,12 @@ impl<'a, R: Request> UserArray<'a, R> {
         self.len == 0
     }
 
+    /// Returns whether all requests have been read.
+    #[inline]
+    pub fn is_read(&self) -> bool {
+        self.read == self.len
+    }
+
     /// Reads the next requests from user memory: as many as are left and fit into `block`.
     ///
     /// Returns fewer if user memory cannot be read further. Fails only if that is so for the very
