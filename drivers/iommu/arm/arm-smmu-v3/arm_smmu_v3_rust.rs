@@ -45,7 +45,8 @@ mod tests_cmdq;
 use cmd::Cmd;
 use cmdq::{
     Cmdq,
-    Failure, //
+    Failure,
+    Wait, //
 };
 use ffi::{
     cmdq_from_interrupt,
@@ -117,8 +118,10 @@ pub unsafe extern "C" fn __arm_smmu_cmdq_issue_cmdlist(
     // SAFETY: By the safety requirements.
     let queue = unsafe { cmdq_from_raw(cmdq) };
 
+    let wait = if sync { Wait::Complete } else { Wait::No };
+
     // Most callers ignore what this returns.
-    match queue.issue_insistently(cmds, sync) {
+    match queue.issue_insistently(cmds, wait) {
         Ok(()) => 0,
         Err(Failure::Cmd { .. } | Failure::Stuck { .. }) => EIO.to_errno(),
         Err(Failure::Timeout { .. }) => ETIMEDOUT.to_errno(),

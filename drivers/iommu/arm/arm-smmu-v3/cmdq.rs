@@ -12,8 +12,8 @@
 //! 3. marks its slots as valid.
 //! 4. if it is the owner: waits for the owner before it, ends the reserving in its range, waits
 //!    until all of the range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
-//! 5. if there is a `CMD_SYNC`: waits until the SMMU has completed it, and looks whether the SMMU
-//!    found fault with one of its slots.
+//! 5. waits until the SMMU has completed the `CMD_SYNC`, or without one has consumed the commands if
+//!    it wants to know that, and looks whether the SMMU found fault with one of its slots.
 //!
 //! So batches are never mixed with each other: the slots of one follow each other, and its
 //! `CMD_SYNC` is the first one after its commands.
@@ -154,6 +154,19 @@ pub(crate) trait Port {
     fn trace_timeout(&self, _position: u64, _cons: u32) {}
 }
 
+/// How long the submitter of a batch waits for the SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// Until the SMMU has consumed the commands. It has begun to carry them out and found no fault
+    /// with them. When they will be complete is another matter.
+    Consumed,
+    /// Until the `CMD_SYNC` behind the commands is complete, and with it the commands, and all that
+    /// was consumed before them.
+    Complete,
+}
+
 /// Why commands are not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -201,11 +214,11 @@ struct Head {
     ///
     /// Written by the holder of [`EXCLUSIVE`], or else by the last one of [`HOLDERS`].
     freed: Atomic<u64>,
-    /// Those who wait for their `CMD_SYNC` ([`HOLDERS`]), [`EXCLUSIVE`], and how many have ever
-    /// waited, in units of [`WAITER`].
+    /// Those who wait for the SMMU ([`HOLDERS`]), [`EXCLUSIVE`], and how many `CMD_SYNC`s there
+    /// have been, in units of [`SYNC`].
     waiters: Atomic<u64>,
-    /// How many batches nobody waited for.
-    unwaited: Atomic<u64>,
+    /// How many batches had no `CMD_SYNC`.
+    unsynced: Atomic<u64>,
 }
 
 /// Set in [`Head::reserved`] if somebody owns the slots at the head and is yet to tell the SMMU.
@@ -218,8 +231,8 @@ const HOLDERS: u64 = (1 << 15) - 1;
 /// Set in [`Head::waiters`] by somebody who frees slots without having waited.
 const EXCLUSIVE: u64 = 1 << 15;
 
-/// The unit in which [`Head::waiters`] counts who has ever waited.
-const WAITER: u64 = 1 << 16;
+/// The unit in which [`Head::waiters`] counts `CMD_SYNC`s.
+const SYNC: u64 = 1 << 16;
 
 /// A command queue of an SMMU.
 #[pin_data]
@@ -288,7 +301,7 @@ impl<P: Port> Cmdq<P> {
                 reserved: Atomic::new(0),
                 freed: Atomic::new(0),
                 waiters: Atomic::new(0),
-                unwaited: Atomic::new(0),
+                unsynced: Atomic::new(0),
             },
             owner: CacheLine(Atomic::new(0)),
             valid: zeroes(len / u64::BITS as usize, || Atomic::new(0))?,
@@ -310,25 +323,33 @@ impl<P: Port> Cmdq<P> {
         Ok(len.ilog2())
     }
 
-    /// Puts `cmds` into the queue. With `sync`, follows them with a `CMD_SYNC` and waits until the
-    /// SMMU has completed them.
+    /// Puts `cmds` into the queue, with a `CMD_SYNC` behind them if they are to be complete.
     ///
-    /// This is what `__arm_smmu_cmdq_issue_cmdlist()` is in C, and gives the same ordering:
+    /// With [`Wait::No`] or [`Wait::Complete`], this is what `__arm_smmu_cmdq_issue_cmdlist()` is in
+    /// C, and gives the same ordering:
     /// * What was written to memory before the call, the SMMU sees when it gets to the commands.
-    /// * What is written after it, with `sync`, is written after the commands are complete.
+    /// * What is written after it, with [`Wait::Complete`], is written after the commands are
+    ///   complete.
     /// * Of two batches, all commands of one come before all of the other.
+    ///
+    /// [`Wait::Consumed`] is for somebody with many commands, who completes all of them in the end,
+    /// but is to learn of each command that the SMMU finds fault with, and to leave the others who
+    /// use the queue no more in front of them than one batch.
+    ///
+    /// A `CMD_ATC_INV` goes with [`Wait::Complete`] only: that it has timed out shows at the next
+    /// `CMD_SYNC`, which is to be the one of its own batch.
     ///
     /// There must be room for `cmds` and a `CMD_SYNC` in the smallest queue, so 127 commands at
     /// most.
     ///
-    /// Of several commands that the SMMU finds fault with, the first one is reported. Without
-    /// `sync`, nobody learns of such commands, and the only failures are of the wait for room.
-    /// After such a failure, none of the commands was issued.
+    /// Of several commands that the SMMU finds fault with, the first one is reported, and all before
+    /// it are complete by then. With [`Wait::No`], nobody learns of such commands, and the only
+    /// failures are of the wait for room. After such a failure, none of the commands was issued.
     ///
     /// To be called in any context but an NMI. Disables interrupts.
     #[inline]
-    pub(crate) fn issue(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
-        self.issue_all(cmds, sync, false)
+    pub(crate) fn issue(&self, cmds: &[Cmd], wait: Wait) -> Result<(), Failure> {
+        self.issue_all(cmds, wait, false)
     }
 
     /// Does the same as [`Self::issue()`] for somebody who goes on after a failure as if the
@@ -337,10 +358,21 @@ impl<P: Port> Cmdq<P> {
     /// That may be good enough when they become complete later than expected, but not if they are
     /// never issued: so this waits for room as long as it takes. And a command that could not be
     /// fetched, with which as such nothing is wrong, is issued once more, with those behind it.
-    /// That cannot be known of a command nobody waits for.
+    /// That cannot be known of a command nobody waits for, so that `CMD_ATC_INV`s are always waited
+    /// for.
     #[inline]
-    pub(crate) fn issue_insistently(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
-        match self.issue_all(cmds, sync, true) {
+    pub(crate) fn issue_insistently(
+        &self,
+        cmds: &[Cmd],
+        mut wait: Wait, //
+    ) -> Result<(), Failure> {
+        // A time-out of ATC_INV shows at the next CMD_SYNC, whoever sent that. So it has to be the
+        // sender of the ATC_INV. Its batches hold nothing else when they are sent without.
+        if wait == Wait::No && cmds.first().is_some_and(|cmd| cmd.is_atc_inv()) {
+            wait = Wait::Complete;
+        }
+
+        match self.issue_all(cmds, wait, true) {
             Err(Failure::Cmd {
                 index,
                 cerror: Cerror::Abt,
@@ -352,7 +384,7 @@ impl<P: Port> Cmdq<P> {
     /// Issues the commands from `index` on.
     #[cold]
     fn issue_once_more(&self, cmds: &[Cmd], index: usize) -> Result<(), Failure> {
-        self.issue_all(&cmds[index..], true, true)
+        self.issue_all(&cmds[index..], Wait::Complete, true)
             .map_err(|failure| match failure {
                 Failure::Cmd { index: i, cerror } => Failure::Cmd {
                     index: index + i,
@@ -369,20 +401,26 @@ impl<P: Port> Cmdq<P> {
     }
 
     #[inline]
-    fn issue_all(&self, cmds: &[Cmd], sync: bool, insist: bool) -> Result<(), Failure> {
-        // A time-out of ATC_INV shows at the next CMD_SYNC, whoever sent that. So it has to be the
-        // sender of the ATC_INV. Its batches hold nothing else when they are sent without.
-        let sync = sync || cmds.first().is_some_and(|cmd| cmd.is_atc_inv());
-
-        match self.submit(cmds, sync, insist)? {
+    fn issue_all(&self, cmds: &[Cmd], wait: Wait, insist: bool) -> Result<(), Failure> {
+        match self.submit(cmds, wait, insist)? {
             None => Ok(()),
-            Some(errors) => self.resolve(cmds, errors, insist),
+            Some(errors) => self.resolve(cmds, wait, errors, insist),
         }
     }
 
     /// Finds out which command is at fault.
     #[cold]
-    fn resolve(&self, cmds: &[Cmd], errors: Errors, insist: bool) -> Result<(), Failure> {
+    fn resolve(
+        &self,
+        cmds: &[Cmd],
+        wait: Wait,
+        errors: Errors,
+        insist: bool,
+    ) -> Result<(), Failure> {
+        if wait == Wait::Consumed {
+            self.submit(&[], Wait::Complete, insist)?;
+        }
+
         let before = errors.first.map_or(cmds.len(), |(index, _)| index);
 
         // Any of the invalidations may have timed out, or none if somebody else's was still under
@@ -393,7 +431,7 @@ impl<P: Port> Cmdq<P> {
                     continue;
                 }
                 self.stats.replays.add(1, Relaxed);
-                let again = self.submit(core::slice::from_ref(cmd), true, insist);
+                let again = self.submit(core::slice::from_ref(cmd), Wait::Complete, insist);
                 // Those before it are complete, be it at the first go or by now.
                 let again = again.map_err(|failure| match failure {
                     Failure::Stuck { cerror, .. } => Failure::Stuck {
@@ -422,7 +460,8 @@ impl<P: Port> Cmdq<P> {
 
     /// Puts `cmds` into the queue, once. Returns what the SMMU found fault with if it did so.
     #[inline]
-    fn submit(&self, cmds: &[Cmd], sync: bool, insist: bool) -> Result<Option<Errors>, Failure> {
+    fn submit(&self, cmds: &[Cmd], wait: Wait, insist: bool) -> Result<Option<Errors>, Failure> {
+        let sync = wait == Wait::Complete;
         // CAST: `usize` has 64 bits here.
         let len = cmds.len() as u64;
         let count = len + u64::from(sync);
@@ -460,12 +499,14 @@ impl<P: Port> Cmdq<P> {
         if sync {
             let index = self.index(sync_at);
             self.port.entries()[index].write(self.port.sync(index));
+        } else {
+            self.head.unsynced.add(1, Relaxed);
+        }
+        if wait != Wait::No {
             // While somebody waits, no slot is freed: so the queue cannot wrap and show something
             // newer in the place of the CMD_SYNC, and the slots stay ours until we have looked.
             // This has to be so before others can see the slots.
-            self.lock_shared();
-        } else {
-            self.head.unwaited.add(1, Relaxed);
+            self.lock_shared(if sync { SYNC } else { 0 });
         }
 
         // The entries, and all that they refer to, are to be in memory before they are valid, and
@@ -478,15 +519,19 @@ impl<P: Port> Cmdq<P> {
         }
         self.port.trace_batch(start, cmds.len(), sync);
 
-        if !sync {
+        if wait == Wait::No {
             drop(irq);
             return Ok(None);
         }
 
-        let waited = self.wait_for_sync(sync_at);
+        let waited = if sync {
+            self.wait_for_sync(sync_at)
+        } else {
+            self.wait_until_consumed(end)
+        };
         // Whoever services an error records it before the acknowledgment, without which the SMMU
-        // does not get as far as to complete the CMD_SYNC. What shows the completion is read with
-        // an acquire, so that the record shows too.
+        // does not get as far as to complete the CMD_SYNC, nor past the slot. What shows that it has
+        // is read with an acquire, so that the record shows too.
         let errors = if self.records.any() {
             self.take_errors(start..end, cmds.len())
         } else {
@@ -496,7 +541,7 @@ impl<P: Port> Cmdq<P> {
         drop(irq);
 
         if let Err(Failure::Timeout { .. }) = waited {
-            self.timed_out(sync_at);
+            self.timed_out(end - 1);
         }
         waited.map(|_| errors)
     }
@@ -622,13 +667,14 @@ impl<P: Port> Cmdq<P> {
         self.owner.0.store(end, Release);
     }
 
-    /// Keeps slots from being freed, except by a holder.
+    /// Keeps slots from being freed, except by a holder. `count` is added to [`Head::waiters`] as
+    /// well.
     #[inline]
-    fn lock_shared(&self) {
+    fn lock_shared(&self, count: u64) {
         // If somebody frees slots right now, it is by a CONS that was read before our slots are
         // visible, and so it does not go past them. The acquire keeps it so: our slots become
         // visible after the other one is through.
-        if self.head.waiters.fetch_add(WAITER + 1, Acquire) & EXCLUSIVE != 0 {
+        if self.head.waiters.fetch_add(count + 1, Acquire) & EXCLUSIVE != 0 {
             while self.head.waiters.load(Acquire) & EXCLUSIVE != 0 {
                 cpu_relax();
             }
@@ -680,6 +726,13 @@ impl<P: Port> Cmdq<P> {
             }
         }
 
+        self.look_at_cons(next)
+    }
+
+    /// Looks whether the SMMU has consumed all before the position `next`. If it has, returns the
+    /// position up to which it is known to have consumed everything.
+    #[inline]
+    fn look_at_cons(&self, next: u64) -> Option<u64> {
         // As nothing is freed while we wait, CONS is less than a round ahead of `next` and at most
         // a round behind it, which here seems to be one ahead or more.
         let at = self.position(self.port.read_cons(), next);
@@ -695,6 +748,16 @@ impl<P: Port> Cmdq<P> {
         match self.look_at_sync(position) {
             Some(consumed) => Ok(consumed),
             None => self.wait_on(true, || self.look_at_sync(position)),
+        }
+    }
+
+    /// Waits until the SMMU has consumed all before the position `next`. Returns the position up to
+    /// which it is known to have done so.
+    #[inline]
+    fn wait_until_consumed(&self, next: u64) -> Result<u64, Failure> {
+        match self.look_at_cons(next) {
+            Some(consumed) => Ok(consumed),
+            None => self.wait_on(false, || self.look_at_cons(next)),
         }
     }
 
@@ -811,8 +874,8 @@ impl<P: Port> Cmdq<P> {
     ///
     /// The numbers are not of one instant if the queue is in use.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let syncs = self.head.waiters.load(Relaxed) / WAITER;
-        let batches = syncs + self.head.unwaited.load(Relaxed);
+        let syncs = self.head.waiters.load(Relaxed) / SYNC;
+        let batches = syncs + self.head.unsynced.load(Relaxed);
         let slots = self.head.reserved.load(Relaxed) & !OWNED;
 
         (slots.saturating_sub(syncs), syncs, batches)

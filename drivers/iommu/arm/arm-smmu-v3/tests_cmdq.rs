@@ -34,7 +34,8 @@ use super::{
     cmdq::{
         Cmdq,
         Failure,
-        Port, //
+        Port,
+        Wait, //
     },
     soft_smmu::{
         Fate,
@@ -95,9 +96,8 @@ fn stuck(cerror: Cerror) -> Outcome {
 const TIMEOUT: Outcome = Err(Failure::Timeout { complete: 0 });
 
 /// What is to come of a batch with these commands. Nobody is told about others' faults.
-fn outcome(fates: &[Fate], sync: bool) -> Outcome {
-    let is_atc_inv = |fate: &Fate| matches!(fate, Answered | AnsweredAgain | Unanswered);
-    if !sync && !fates.first().is_some_and(is_atc_inv) {
+fn outcome(fates: &[Fate], wait: Wait) -> Outcome {
+    if wait == Wait::No {
         return Ok(());
     }
 
@@ -116,6 +116,16 @@ fn outcome(fates: &[Fate], sync: bool) -> Outcome {
         None => Ok(()),
         Some(index) if fates[index] == Illegal => fails(index, ILL),
         Some(index) => fails(index, ABT),
+    }
+}
+
+/// Whether somebody who has waited so long knows which commands are complete.
+fn is_known(wait: Wait, outcome: Outcome) -> bool {
+    match wait {
+        Wait::No => false,
+        // If the SMMU has found fault with one of them, then those before it are.
+        Wait::Consumed => matches!(outcome, Err(Failure::Cmd { .. })),
+        Wait::Complete => true,
     }
 }
 
@@ -158,15 +168,15 @@ impl Producer {
     }
 
     /// Sends a batch.
-    fn issue(&mut self, fates: &[Fate], sync: bool) -> Outcome {
+    fn issue(&mut self, fates: &[Fate], wait: Wait) -> Outcome {
         let cmds = self.commands(fates);
-        self.queue.issue(&cmds[..fates.len()], sync)
+        self.queue.issue(&cmds[..fates.len()], wait)
     }
 
     /// Sends a batch that has to be issued.
-    fn issue_insistently(&mut self, fates: &[Fate], sync: bool) -> Outcome {
+    fn issue_insistently(&mut self, fates: &[Fate], wait: Wait) -> Outcome {
         let cmds = self.commands(fates);
-        self.queue.issue_insistently(&cmds[..fates.len()], sync)
+        self.queue.issue_insistently(&cmds[..fates.len()], wait)
     }
 
     /// Whether the commands of the last batch are complete which are by this outcome, and that is
@@ -212,25 +222,25 @@ impl Bench {
     fn issue(
         &mut self,
         fates: &[Fate],
-        sync: bool,
+        wait: Wait,
         expected: Outcome,
         errors: Expected<'_>,
     ) -> bool {
         let start = self.slots();
-        let outcome = self.0.issue(fates, sync);
+        let outcome = self.0.issue(fates, wait);
 
         if outcome != expected {
             tell!("{:?}: {:?} instead of {:?}\n", fates, outcome, expected);
             return false;
         }
         ensure!(self.serviced(start, errors));
-        ensure!(!sync || self.0.is_true(fates.len(), outcome));
+        ensure!(!is_known(wait, outcome) || self.0.is_true(fates.len(), outcome));
         true
     }
 
     /// As [`Self::issue()`] with a `CMD_SYNC`.
     fn sync(&mut self, fates: &[Fate], expected: Outcome, errors: Expected<'_>) -> bool {
-        self.issue(fates, true, expected, errors)
+        self.issue(fates, Wait::Complete, expected, errors)
     }
 
     /// Whether exactly these errors were serviced since it was last asked for.
@@ -297,7 +307,7 @@ fn each(test: impl Fn(&mut Bench) -> bool) -> Result<bool> {
                     let is_ok = if i % 3 == 0 {
                         bench.sync(&[], Ok(()), &[])
                     } else {
-                        bench.issue(&[Fine], false, Ok(()), &[])
+                        bench.issue(&[Fine], Wait::No, Ok(()), &[])
                     };
                     if !is_ok {
                         return Ok(false);
@@ -488,7 +498,7 @@ mod single {
         assert!(each(|bench| {
             for len in [0, 1, 2, 63, 64, 65, 126, 127] {
                 ensure!(bench.sync(&[Fine; LEN][..len], Ok(()), &[]));
-                ensure!(bench.issue(&[Fine; LEN][..len], false, Ok(()), &[]));
+                ensure!(bench.issue(&[Fine; LEN][..len], Wait::No, Ok(()), &[]));
             }
             ensure!(bench.smmu().replays() == 0 && bench.smmu().timeouts() == 0);
             bench.is_clean()
@@ -571,7 +581,12 @@ mod single {
     #[test]
     fn abt_again_but_urgent() -> Result {
         assert!(each(|bench| {
-            ensure!(bench.0.issue_insistently(&[Fine, Abort(2), Fine], true) == fails(1, ABT));
+            ensure!(
+                bench
+                    .0
+                    .issue_insistently(&[Fine, Abort(2), Fine], Wait::Complete)
+                    == fails(1, ABT)
+            );
             let log = bench.smmu().take_log();
             ensure!(log.iter().filter(|error| error.action == Replace).count() == 2);
 
@@ -603,16 +618,16 @@ mod single {
             ensure!(bench.smmu().registers().0 == cons && bench.smmu().error_is_active());
 
             for _ in 0..3 {
-                ensure!(bench.0.issue(&[Fine], true) == stuck(ABT));
+                ensure!(bench.0.issue(&[Fine], Wait::Complete) == stuck(ABT));
                 ensure!(bench.smmu().registers().0 == cons && bench.smmu().error_is_active());
                 let last = bench.smmu().take_log().iter().last();
                 ensure!(last.is_some_and(|last| last.action == GiveUp));
             }
             // Without a CMD_SYNC it does not matter.
-            ensure!(bench.issue(&[Fine], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine], Wait::No, Ok(()), &[]));
 
             bench.smmu().heal();
-            ensure!(bench.0.issue(&[Fine, Fine], true).is_ok());
+            ensure!(bench.0.issue(&[Fine, Fine], Wait::Complete).is_ok());
             ensure!(bench.0.is_true(2, Ok(())));
             let _ = bench.smmu().take_log();
             bench.can_be_used()
@@ -663,30 +678,30 @@ mod single {
     #[test]
     fn atc_of_others() -> Result {
         assert!(each(|bench| {
-            ensure!(bench.issue(&[Fine, Unanswered], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine, Unanswered], Wait::No, Ok(()), &[]));
             ensure!(bench.sync(&[Fine], Ok(()), &[(1, ATC, Retry)]));
-            ensure!(bench.issue(&[Fine, Unanswered], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine, Unanswered], Wait::No, Ok(()), &[]));
             ensure!(bench.sync(&[Answered, Answered], Ok(()), &[(2, ATC, Retry)]));
             ensure!(bench.smmu().replays() == 2);
-            ensure!(bench.issue(&[Fine, Unanswered], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine, Unanswered], Wait::No, Ok(()), &[]));
             ensure!(bench.sync(&[], Ok(()), &[(0, ATC, Retry)]));
             bench.is_clean()
         })?);
         Ok(())
     }
 
-    /// Invalidations of the ATC alone never go without a `CMD_SYNC`.
+    /// The host's invalidations of the ATC never go without a `CMD_SYNC`.
     #[test]
     fn atc_is_waited_for() -> Result {
         assert!(each(|bench| {
-            ensure!(bench.issue(&[Answered, Answered], false, Ok(()), &[]));
+            let fates = [Answered, Answered];
+            ensure!(bench.0.issue_insistently(&fates, Wait::No).is_ok());
             ensure!(bench.0.is_true(2, Ok(())));
-            ensure!(bench.issue(
-                &[Answered, Unanswered],
-                false,
-                fails(1, ATC),
-                &[(2, ATC, Retry), (6, ATC, Retry)]
-            ));
+
+            let start = bench.slots();
+            let fates = [Answered, Unanswered];
+            ensure!(bench.0.issue_insistently(&fates, Wait::No) == fails(1, ATC));
+            ensure!(bench.serviced(start, &[(2, ATC, Retry), (6, ATC, Retry)]));
             bench.is_clean()
         })?);
         Ok(())
@@ -830,11 +845,11 @@ mod single {
                 stuck(ILL),
                 &[replaced, replaced, replaced, (1, ILL, GiveUp)],
             ));
-            ensure!(bench.0.issue(&[], true) == stuck(ILL));
+            ensure!(bench.0.issue(&[], Wait::Complete) == stuck(ILL));
             let _ = bench.smmu().take_log();
 
             bench.smmu().heal();
-            ensure!(bench.0.issue(&[Fine, Fine], true).is_ok());
+            ensure!(bench.0.issue(&[Fine, Fine], Wait::Complete).is_ok());
             ensure!(bench.0.is_true(2, Ok(())));
             let _ = bench.smmu().take_log();
             bench.can_be_used()
@@ -846,8 +861,13 @@ mod single {
     #[test]
     fn unwaited_errors() -> Result {
         assert!(each(|bench| {
-            ensure!(bench.issue(&[Illegal, Fine, Abort(2)], false, Ok(()), &[]));
-            ensure!(bench.issue(&[Fine, Unanswered, Illegal, Abort(1)], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Illegal, Fine, Abort(2)], Wait::No, Ok(()), &[]));
+            ensure!(bench.issue(
+                &[Fine, Unanswered, Illegal, Abort(1)],
+                Wait::No,
+                Ok(()),
+                &[]
+            ));
             ensure!(bench.sync(
                 &[Fine],
                 Ok(()),
@@ -875,6 +895,74 @@ mod single {
         Ok(())
     }
 
+    /// Who waits for no more than consumption gets no `CMD_SYNC`, leaves nothing in front of others,
+    /// and nothing complete before the next `CMD_SYNC`.
+    #[test]
+    fn consumed() -> Result {
+        assert!(each(|bench| {
+            let start = bench.0.queue.counts();
+            ensure!(bench.issue(&[Fine; 3], Wait::Consumed, Ok(()), &[]));
+            let first = bench.0.tag(2);
+            ensure!(bench.smmu().is_idle() && !bench.smmu().is_complete(first));
+            ensure!(bench.issue(&[Fine, Slow], Wait::Consumed, Ok(()), &[]));
+            let second = bench.0.tag(1);
+            ensure!(bench.smmu().is_idle() && !bench.smmu().is_complete(second));
+            let end = bench.0.queue.counts();
+            ensure!((end.0, end.1, end.2) == (start.0 + 5, start.1, start.2 + 2));
+
+            ensure!(bench.sync(&[], Ok(()), &[]));
+            ensure!(bench.smmu().is_complete(first) && bench.smmu().is_complete(second));
+            bench.is_clean()
+        })?);
+        Ok(())
+    }
+
+    /// They learn of errors as others do, and then all before the command is complete, also what
+    /// was only consumed so far.
+    #[test]
+    fn consumed_errors() -> Result {
+        assert!(each(|bench| {
+            for (fate, cerror, errors) in [
+                (Illegal, ILL, &[(1, ILL, Replace)][..]),
+                (Abort(2), ABT, &[(1, ABT, Retry), (1, ABT, Replace)][..]),
+            ] {
+                ensure!(bench.issue(&[Fine; 2], Wait::Consumed, Ok(()), &[]));
+                let before = bench.0.tag(1);
+                let fates = [Fine, fate, Fine];
+                ensure!(bench.issue(&fates, Wait::Consumed, fails(1, cerror), errors));
+                ensure!(bench.smmu().is_complete(before));
+            }
+            ensure!(bench.issue(
+                &[Fine, Abort(1)],
+                Wait::Consumed,
+                Ok(()),
+                &[(1, ABT, Retry)]
+            ));
+            bench.is_clean()
+        })?);
+        Ok(())
+    }
+
+    /// They do not wait for ever.
+    #[test]
+    fn consumed_too_slowly() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().stall(FOR_EVER);
+            ensure!(bench.issue(&[Fine, Illegal], Wait::Consumed, TIMEOUT, &[]));
+            bench.smmu().stall(0);
+            ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
+            ensure!(bench.smmu().take_log().len() == 1);
+
+            ensure!(bench.0.issue(&[Fine, Abort(FOR_EVER)], Wait::Consumed) == stuck(ABT));
+            bench.smmu().heal();
+            ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
+            let _ = bench.smmu().take_log();
+            ensure!(bench.smmu().timeouts() == 1);
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
     /// Each slot of the queue in turn has an error, round after round.
     #[test]
     fn wrap() -> Result {
@@ -898,13 +986,13 @@ mod single {
             ensure!(bench.sync(&[], Ok(()), &[]));
             bench.smmu().stall(FOR_EVER);
             for _ in 0..2 {
-                ensure!(bench.issue(&[Fine; LEN / 2], false, Ok(()), &[]));
+                ensure!(bench.issue(&[Fine; LEN / 2], Wait::No, Ok(()), &[]));
             }
-            for sync in [false, true] {
-                ensure!(bench.issue(&[Fine], sync, TIMEOUT, &[]));
+            for wait in [Wait::No, Wait::Consumed, Wait::Complete] {
+                ensure!(bench.issue(&[Fine], wait, TIMEOUT, &[]));
             }
-            ensure!(bench.issue(&[Answered], false, TIMEOUT, &[]));
-            ensure!(bench.smmu().timeouts() == 3);
+            ensure!(bench.issue(&[Answered], Wait::No, TIMEOUT, &[]));
+            ensure!(bench.smmu().timeouts() == 4);
 
             bench.smmu().stall(0);
             ensure!(bench.sync(&[Fine], Ok(()), &[]));
@@ -917,13 +1005,13 @@ mod single {
     #[test]
     fn full_but_urgent() -> Result {
         assert!(each(|bench| {
-            for sync in [false, true] {
+            for wait in [Wait::No, Wait::Complete] {
                 ensure!(bench.sync(&[], Ok(()), &[]));
                 bench.smmu().stall(FOR_EVER);
                 for _ in 0..2 {
-                    ensure!(bench.issue(&[Fine; LEN / 2], false, Ok(()), &[]));
+                    ensure!(bench.issue(&[Fine; LEN / 2], Wait::No, Ok(()), &[]));
                 }
-                ensure!(bench.0.issue_insistently(&[Fine], sync).is_ok());
+                ensure!(bench.0.issue_insistently(&[Fine], wait).is_ok());
                 let tag = bench.0.tag(0);
                 ensure!(bench.sync(&[], Ok(()), &[]));
                 ensure!(bench.smmu().is_complete(tag));
@@ -939,16 +1027,16 @@ mod single {
     #[test]
     fn full_and_stuck() -> Result {
         assert!(each(|bench| {
-            ensure!(bench.issue(&[Abort(FOR_EVER)], false, Ok(()), &[]));
-            ensure!(bench.issue(&[Fine; LEN - 1], false, Ok(()), &[]));
-            for sync in [false, true] {
-                ensure!(bench.0.issue(&[Fine], sync) == stuck(ABT));
+            ensure!(bench.issue(&[Abort(FOR_EVER)], Wait::No, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine; LEN - 1], Wait::No, Ok(()), &[]));
+            for wait in [Wait::No, Wait::Consumed, Wait::Complete] {
+                ensure!(bench.0.issue(&[Fine], wait) == stuck(ABT));
                 let last = bench.smmu().take_log().iter().last();
                 ensure!(last.is_some_and(|last| last.action == GiveUp));
             }
 
             bench.smmu().heal();
-            ensure!(bench.0.issue(&[Fine], true).is_ok());
+            ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
             let _ = bench.smmu().take_log();
             bench.can_be_used()
         })?);
@@ -961,8 +1049,8 @@ mod single {
         assert!(each(|bench| {
             ensure!(bench.sync(&[Slow, Fine, Slow], Ok(()), &[]));
             // The same while there is no room.
-            ensure!(bench.issue(&[Slow; 4], false, Ok(()), &[]));
-            ensure!(bench.issue(&[Fine; LEN - 4], false, Ok(()), &[]));
+            ensure!(bench.issue(&[Slow; 4], Wait::No, Ok(()), &[]));
+            ensure!(bench.issue(&[Fine; LEN - 4], Wait::No, Ok(()), &[]));
             ensure!(bench.sync(&[Fine; LEN - 1], Ok(()), &[]));
             ensure!(bench.smmu().timeouts() == 0);
             bench.is_clean()
@@ -983,7 +1071,7 @@ mod single {
 
                 // What was not waited for is still there, and so are its errors.
                 bench.smmu().stall(0);
-                ensure!(bench.0.issue(&[Fine], true).is_ok());
+                ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
                 ensure!(bench.smmu().take_log().len() == 1);
             }
             ensure!(bench.smmu().timeouts() == 4);
@@ -1010,7 +1098,7 @@ mod single {
         assert!(each(|bench| {
             for _ in 0..3 {
                 let start = bench.slots();
-                ensure!(bench.issue(&[], false, Ok(()), &[]));
+                ensure!(bench.issue(&[], Wait::No, Ok(()), &[]));
                 ensure!(bench.slots() == start);
                 ensure!(bench.sync(&[], Ok(()), &[]));
                 ensure!(bench.slots() == start + 1);
@@ -1028,14 +1116,14 @@ mod single {
 
             for _ in 0..200 {
                 let mut fates = [Fine; 64];
-                let (len, sync) = random_batch(&mut random, 2, &mut fates);
-                let expected = outcome(&fates[..len], sync);
-                let outcome = bench.0.issue(&fates[..len], sync);
+                let (len, wait) = random_batch(&mut random, 2, &mut fates);
+                let expected = outcome(&fates[..len], wait);
+                let outcome = bench.0.issue(&fates[..len], wait);
 
                 ensure!(outcome == expected);
-                ensure!(!sync || bench.0.is_true(len, outcome));
+                ensure!(!is_known(wait, outcome) || bench.0.is_true(len, outcome));
             }
-            let _ = bench.0.issue(&[], true);
+            let _ = bench.0.issue(&[], Wait::Complete);
             let _ = bench.smmu().take_log();
             bench.can_be_used()
         })?);
@@ -1043,8 +1131,8 @@ mod single {
     }
 }
 
-/// Makes up a batch. One in so many has faults. Returns its length and whether it has a `CMD_SYNC`.
-fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (usize, bool) {
+/// Makes up a batch. One in so many has faults. Returns its length and how long to wait.
+fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (usize, Wait) {
     // CAST: A small number.
     let len = match random.below(8) {
         0 => random.below(65),
@@ -1052,11 +1140,14 @@ fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (us
         _ => random.below(5),
     } as usize;
     let is_faulty = random.one_in(faulty);
-    // A guest's commands of all kinds, or the host's for the ATC, or the host's others.
-    let (sync, atc_invs) = match random.below(4) {
-        0 => (true, 2),
-        1 => (random.one_in(2), 1),
-        _ => (random.one_in(2), 0),
+    // A guest's commands of all kinds, or the host's for the ATC, or the host's others, or a guest's
+    // without any for the ATC.
+    let (wait, atc_invs) = match random.below(8) {
+        0 | 1 => (Wait::Complete, 2),
+        2 | 3 => (Wait::Complete, 1),
+        4 => (Wait::Complete, 0),
+        5 => (Wait::No, 0),
+        _ => (Wait::Consumed, 0),
     };
 
     for fate in &mut fates[..len] {
@@ -1077,9 +1168,7 @@ fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (us
             },
         };
     }
-    // Mixed ones without a CMD_SYNC are those that begin with something else: the driver has none.
-    let sync = sync || (atc_invs == 1 && len != 0);
-    (len, sync)
+    (len, wait)
 }
 
 /// What several users of one queue have in common.
@@ -1122,22 +1211,22 @@ impl Crowd {
         let mut fates = [Fine; 64];
 
         for batch in 0..plan.batches / plan.users {
-            let (len, sync) = random_batch(&mut random, plan.faulty, &mut fates);
+            let (len, wait) = random_batch(&mut random, plan.faulty, &mut fates);
             let fates = &fates[..len];
-            let expected = outcome(fates, sync);
-            let outcome = producer.issue(fates, sync);
+            let expected = outcome(fates, wait);
+            let outcome = producer.issue(fates, wait);
 
-            if outcome != expected || (sync && !producer.is_true(len, outcome)) {
+            if outcome != expected || (is_known(wait, outcome) && !producer.is_true(len, outcome)) {
                 // A few are enough to see.
                 if self.wrong.fetch_add(1, Relaxed) < 4 {
                     tell!(
-                        "user {} batch {}: {:?} instead of {:?} for {:?}, {}\n",
+                        "user {} batch {}: {:?} instead of {:?} for {:?}, {:?}\n",
                         user,
                         batch,
                         outcome,
                         expected,
                         fates,
-                        sync,
+                        wait,
                     );
                 }
             }
@@ -1204,7 +1293,7 @@ fn contend(plan: Plan) -> Result<bool> {
 
     let mut bench = Bench(Producer::new(queue, plan.users));
     // What the last ones did not wait for may have errors, of which nobody is told here either.
-    let is_ok = bench.0.issue(&[], true).is_ok()
+    let is_ok = bench.0.issue(&[], Wait::Complete).is_ok()
         && crowd.wrong.load(Relaxed) == 0
         && bench.smmu().timeouts() == 0
         && bench.smmu().violations() == 0
@@ -1223,7 +1312,7 @@ fn contend(plan: Plan) -> Result<bool> {
 
 /// As [`Bench::can_be_used()`] where a `CMD_SYNC` may be at fault.
 fn finish(bench: &mut Bench) -> bool {
-    ensure!(bench.0.issue(&[Fine; LEN - 1], true).is_ok());
+    ensure!(bench.0.issue(&[Fine; LEN - 1], Wait::Complete).is_ok());
     ensure!(bench.0.is_true(LEN - 1, Ok(())));
     ensure!(!bench.0.queue.records.any());
     ensure!(bench.smmu().is_idle());

@@ -17,7 +17,10 @@ use kernel::{
 use super::{
     cerror::Cerror,
     cmd::Cmd,
-    cmdq::Failure,
+    cmdq::{
+        Failure,
+        Wait, //
+    },
     ffi::{
         Vsmmu,
         BATCH_MAX, //
@@ -65,7 +68,7 @@ impl CacheInvalidate for Vsmmu {
 
         // The commands before an illegal one take effect first, as they do on a real SMMU.
         if !batch.cmds().is_empty() {
-            match smmu.cmdq().issue(batch.cmds(), true) {
+            match smmu.cmdq().issue(batch.cmds(), Wait::Complete) {
                 Ok(()) => array.complete(batch.cmds().len()),
                 Err(Failure::Cmd { index, cerror }) => {
                     array.complete(index);
