@@ -50,7 +50,7 @@ pub(crate) struct Illegal;
 ///
 /// # Invariants
 ///
-/// Each of them is what [`Rules::sanitise()`] made of a guest's command, but for those that
+/// Each of them is what [`Features::sanitise()`] made of a guest's command, but for those that
 /// were spoilt on purpose.
 pub(crate) struct Batch<'a>(&'a mut [Cmd]);
 
@@ -87,80 +87,33 @@ impl Features {
         vmid: u16,
         vsid_to_sid: impl Fn(u32) -> Option<u32>,
     ) -> (Batch<'a>, Result<(), Illegal>) {
-        let rules = Rules::new(self);
+        let mut result = Ok(());
+        let mut len = 0;
 
-        for i in 0..block.len() {
-            match rules.sanitise(block[i], vmid, &vsid_to_sid) {
-                Ok(cmd) => block[i] = cmd,
-                // INVARIANT: Those before this one were replaced.
-                Err(e) => return (Batch(&mut block[..i]), Err(e)),
-            }
+        for cmd in block.iter_mut() {
+            let sane = match sanitise_plain(*cmd, vmid) {
+                Some(sane) => sane,
+                None => match self.sanitise(*cmd, vmid, &vsid_to_sid) {
+                    Ok(sane) => sane,
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                },
+            };
+            *cmd = sane;
+            len += 1;
         }
-        // INVARIANT: All of them were replaced.
-        (Batch(block), Ok(()))
-    }
-}
-
-/// Which bits of a command depend on what the SMMU implements.
-///
-/// Worked out once for many commands.
-struct Rules {
-    /// Of an ASID.
-    asid: u64,
-    /// Of a range, in both words.
-    range: [u64; 2],
-    /// Of a substream, in `CMD_CFGI_CD`.
-    cfgi_substream: u64,
-    /// Of a substream, in `CMD_ATC_INV`.
-    atc_inv_substream: u64,
-    ds: bool,
-    ats: bool,
-}
-
-impl Rules {
-    #[inline]
-    fn new(features: &Features) -> Self {
-        // The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
-        let asid = (((1 << features.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK;
-
-        // The fields of a range are reserved if the SMMU knows no ranges, and of its scale the
-        // uppermost bit without 52-bit addresses (4.4.1).
-        let scale = if features.ds {
-            Tlbi0::SCALE_MASK
-        } else {
-            Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)
-        };
-        let range = if features.range_inv {
-            [Tlbi0::NUM_MASK | scale, Tlbi1::TG_MASK | Tlbi1::TTL_MASK]
-        } else {
-            [0, 0]
-        };
-
-        // Without `ssv`, the SMMU ignores the other two: that is not the same as reserved.
-        let [cfgi_substream, atc_inv_substream] = if features.ssid_bits != 0 {
-            [
-                Cfgi0::SSID_MASK,
-                AtcInv0::SSV_MASK | AtcInv0::SSID_MASK | AtcInv0::GLOBAL_MASK,
-            ]
-        } else {
-            [0, 0]
-        };
-
-        Self {
-            asid,
-            range,
-            cfgi_substream,
-            atc_inv_substream,
-            ds: features.ds,
-            ats: features.ats,
-        }
+        // INVARIANT: As many of them were replaced.
+        (Batch(&mut block[..len]), result)
     }
 
     /// Turns a guest's command into one for the physical SMMU.
     ///
     /// Replaces `arm_vsmmu_convert_user_cmd()` and `arm_vsmmu_validate_user_cmd()`. See
-    /// [`Features::sanitise_block()`] for the arguments.
-    #[inline]
+    /// [`Self::sanitise_block()`] for the arguments.
+    // Not inlined, so that plain commands do not pay for it.
+    #[inline(never)]
     fn sanitise(
         &self,
         cmd: Cmd,
@@ -180,10 +133,8 @@ impl Rules {
             // To the guest this is all of its own translations, which on the physical SMMU are
             // those of its VMID.
             Opcode::TlbiNsnhAll => {
-                let word0 = Tlbi0::zeroed()
-                    .with_opcode(Opcode::TlbiNhAll)
-                    .with_vmid(vmid);
-                [word0.into_raw(), 0]
+                let word0 = Tlbi0::zeroed().with_opcode(Opcode::TlbiNhAll);
+                [word0.with_vmid(vmid).into_raw(), 0]
             }
             Opcode::TlbiNhAll | Opcode::TlbiNhAsid => {
                 [Tlbi0::from_raw(word0).with_vmid(vmid).into_raw(), word1]
@@ -211,27 +162,45 @@ impl Rules {
         }))
     }
 
-    /// The bits that may be set in the command of that opcode.
+    /// The bits that may be set in the command of that opcode, in both words.
     ///
     /// Each by itself: what the fields mean may be reserved all the same.
     #[inline]
     fn allowed(&self, opcode: Opcode) -> [u64; 2] {
-        const TLBI: u64 = Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK;
-        const ADDRESS: u64 = Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK;
         const CFGI: u64 = Cfgi0::OPCODE_MASK | Cfgi0::SID_MASK;
         const ATC_INV: u64 = AtcInv0::OPCODE_MASK | AtcInv0::SID_MASK;
-        let [range0, range1] = self.range;
+        const ATC_INV_SUBSTREAM: u64 =
+            AtcInv0::SSV_MASK | AtcInv0::SSID_MASK | AtcInv0::GLOBAL_MASK;
+
+        // The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
+        let asid = (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK;
+
+        // The fields of a range are reserved if the SMMU knows no ranges, and of its scale the
+        // uppermost bit without 52-bit addresses (4.4.1).
+        let scale = if self.ds {
+            Tlbi0::SCALE_MASK
+        } else {
+            Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)
+        };
+        let [range0, range1] = if self.range_inv {
+            [Tlbi0::NUM_MASK | scale, Tlbi1::TG_MASK | Tlbi1::TTL_MASK]
+        } else {
+            [0, 0]
+        };
+
+        // Without `ssv`, the SMMU ignores the other two: that is not the same as reserved.
+        let substream = |fields| if self.ssid_bits != 0 { fields } else { 0 };
 
         match opcode {
             Opcode::TlbiNsnhAll => [Tlbi0::OPCODE_MASK, 0],
             Opcode::TlbiNhAll => [TLBI, 0],
-            Opcode::TlbiNhAsid => [TLBI | self.asid, 0],
-            Opcode::TlbiNhVa => [TLBI | self.asid | range0, ADDRESS | range1],
+            Opcode::TlbiNhAsid => [TLBI | asid, 0],
+            Opcode::TlbiNhVa => [TLBI | asid | range0, ADDRESS | range1],
             Opcode::TlbiNhVaa => [TLBI | range0, ADDRESS | range1],
-            Opcode::CfgiCd => [CFGI | self.cfgi_substream, Cfgi1::LEAF_MASK],
+            Opcode::CfgiCd => [CFGI | substream(Cfgi0::SSID_MASK), Cfgi1::LEAF_MASK],
             Opcode::CfgiCdAll => [CFGI, 0],
             Opcode::AtcInv => [
-                ATC_INV | self.atc_inv_substream,
+                ATC_INV | substream(ATC_INV_SUBSTREAM),
                 AtcInv1::SIZE_MASK | AtcInv1::ADDRESS_MASK,
             ],
         }
@@ -242,15 +211,7 @@ impl Rules {
     /// Replaces `arm_vsmmu_validate_range()`.
     #[inline]
     fn is_legal_range(&self, word0: Tlbi0, word1: Tlbi1) -> bool {
-        const RANGE0: u64 = Tlbi0::NUM_MASK | Tlbi0::SCALE_MASK;
-        const RANGE1: u64 = Tlbi1::TG_MASK | Tlbi1::TTL_MASK;
-
-        // Most commands have none.
-        if (word0.into_raw() & RANGE0) | (word1.into_raw() & RANGE1) == 0 {
-            return true;
-        }
-
-        let range = word0.into_raw() & RANGE0 != 0;
+        let range = word0.into_raw() & (Tlbi0::NUM_MASK | Tlbi0::SCALE_MASK) != 0;
         let ttl = word1.ttl().get();
 
         match word1.tg().get() {
@@ -263,4 +224,48 @@ impl Rules {
             _ => true,
         }
     }
+}
+
+/// Of the first word of a `CMD_TLBI_*`, the bits that each of them but `CMD_TLBI_NSNH_ALL` has.
+const TLBI: u64 = Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK;
+
+/// Of the second word, those of an address.
+const ADDRESS: u64 = Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK;
+
+/// The first one of four opcodes in a row, with those bits of their commands that are legal on each
+/// SMMU whatever else is set, in both words.
+///
+/// A command with nothing but these is *plain*.
+const PLAIN: (Opcode, [[u64; 2]; 4]) = {
+    // Each SMMU has 8 bits for it at least.
+    const ASID: u64 = 0xff << Tlbi0::ASID_SHIFT;
+
+    (
+        Opcode::TlbiNhAll,
+        [
+            // CMD_TLBI_NH_ALL
+            [TLBI, 0],
+            // CMD_TLBI_NH_ASID
+            [TLBI | ASID, 0],
+            // CMD_TLBI_NH_VA
+            [TLBI | ASID, ADDRESS],
+            // CMD_TLBI_NH_VAA
+            [TLBI, ADDRESS],
+        ],
+    )
+};
+
+/// A short way to what [`Features::sanitise()`] does, for the commands that are plain.
+#[inline]
+fn sanitise_plain(cmd: Cmd, vmid: u16) -> Option<Cmd> {
+    let [word0, word1] = cmd.words();
+    let word0 = Tlbi0::from_raw(word0);
+    // CAST: It has 8 bits.
+    let index = (word0.into_raw() & Tlbi0::OPCODE_MASK).wrapping_sub(PLAIN.0 as u64) as usize;
+    let [plain0, plain1] = PLAIN.1.get(index)?;
+
+    if (word0.into_raw() & !plain0) | (word1 & !plain1) != 0 {
+        return None;
+    }
+    Some(Cmd::new([word0.with_vmid(vmid).into_raw(), word1]))
 }
