@@ -52,20 +52,38 @@ pub(crate) struct Illegal;
 ///
 /// Each of them is what [`Features::sanitise()`] made of a guest's command, but for those that
 /// were spoilt on purpose.
-pub(crate) struct Batch<'a>(&'a mut [Cmd]);
+pub(crate) struct Batch<'a> {
+    cmds: &'a mut [Cmd],
+    has_atc_inv: bool,
+}
 
 impl Batch<'_> {
+    /// A batch without any commands.
+    pub(crate) fn empty() -> Self {
+        // INVARIANT: There are none.
+        Self {
+            cmds: &mut [],
+            has_atc_inv: false,
+        }
+    }
+
     /// The commands, in their order.
     #[inline]
     pub(crate) fn cmds(&self) -> &[Cmd] {
-        self.0
+        self.cmds
+    }
+
+    /// Whether there is a `CMD_ATC_INV` among them.
+    #[inline]
+    pub(crate) fn has_atc_inv(&self) -> bool {
+        self.has_atc_inv
     }
 
     /// Makes those commands illegal that `is_chosen` chooses, asked for one after another.
     #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
     #[cold]
     pub(crate) fn spoil(&mut self, is_chosen: impl Fn() -> bool) {
-        for cmd in self.0.iter_mut() {
+        for cmd in self.cmds.iter_mut() {
             if is_chosen() {
                 // INVARIANT: On purpose.
                 *cmd = Cmd::illegal();
@@ -87,6 +105,7 @@ impl Features {
         vmid: u16,
         vsid_to_sid: impl Fn(u32) -> Option<u32>,
     ) -> (Batch<'a>, Result<(), Illegal>) {
+        let mut has_atc_inv = false;
         let mut result = Ok(());
         let mut len = 0;
 
@@ -94,7 +113,10 @@ impl Features {
             let sane = match sanitise_plain(*cmd, vmid) {
                 Some(sane) => sane,
                 None => match self.sanitise(*cmd, vmid, &vsid_to_sid) {
-                    Ok(sane) => sane,
+                    Ok(sane) => {
+                        has_atc_inv |= sane.is_atc_inv();
+                        sane
+                    }
                     Err(e) => {
                         result = Err(e);
                         break;
@@ -105,7 +127,11 @@ impl Features {
             len += 1;
         }
         // INVARIANT: As many of them were replaced.
-        (Batch(&mut block[..len]), result)
+        let batch = Batch {
+            cmds: &mut block[..len],
+            has_atc_inv,
+        };
+        (batch, result)
     }
 
     /// Turns a guest's command into one for the physical SMMU.

@@ -25,7 +25,10 @@ use super::{
         Vsmmu,
         BATCH_MAX, //
     },
-    sanitise::Illegal, //
+    sanitise::{
+        Batch,
+        Illegal, //
+    }, //
 };
 
 /// Invalidation commands of an SMMUv3: `struct iommu_viommu_arm_smmuv3_invalidate`.
@@ -37,64 +40,130 @@ impl Request for GuestCmds {
     type Entry = Cmd;
 }
 
+/// How many batches one `CMD_SYNC` completes, at most.
+///
+/// The wait for a `CMD_SYNC` is what takes the time. So the batches before the last one only wait
+/// until the SMMU has consumed them: then it has found fault with them or it never will, and in
+/// front of anybody else who uses the queue there is no more than one batch at a time. With very
+/// many, little more would be saved, and all are done again that were not known to be complete when
+/// something went wrong.
+const RUN: usize = 16;
+
 impl CacheInvalidate for Vsmmu {
     type Request = GuestCmds;
 
-    /// Issues one batch of commands and waits until the SMMU has completed it.
+    /// Issues a run of commands, batch by batch, and waits until the SMMU has completed it.
     ///
     /// Fails with
     /// * [`EIO`] and a code if there is something wrong with the first command that is not
     ///   complete: `CERROR_ILL` if it is illegal, here or to the SMMU, `CERROR_ABT` if the SMMU
     ///   could not fetch it, `CERROR_ATC_INV_SYNC` if a device did not answer it in time,
     /// * [`EIO`] and `CERROR_ABT` also if the SMMU cannot fetch somebody's command that is before
-    ///   these in the queue. None of the batch counts as complete then,
-    /// * [`ETIMEDOUT`] if the SMMU does not get to the batch for another reason, and then as well
-    ///   none of it counts as complete,
+    ///   these in the queue. None of the run counts as complete then,
+    /// * [`ETIMEDOUT`] if the SMMU does not get that far for another reason, and then as well none
+    ///   of it counts as complete,
     /// * what [`UserArray::read()`] fails with.
     fn cache_invalidate(&self, array: &mut UserArray<'_, GuestCmds>) -> Result {
-        let mut block = [const { MaybeUninit::uninit() }; BATCH_MAX];
-        let block = array.read(&mut block)?;
-
         let smmu = self.smmu();
-        #[cfg_attr(not(CONFIG_ARM_SMMU_V3_FAULT_INJECTION), expect(unused_mut))]
-        let (mut batch, rest) = smmu
-            .features()
-            .sanitise_block(block, self.vmid(), |vsid| self.vsid_to_sid(vsid));
+        let features = smmu.features();
+        let mut block = [const { MaybeUninit::uninit() }; BATCH_MAX];
+        // How many are consumed and not known to be complete.
+        let mut consumed = 0;
 
-        #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
-        if let Some(attr) = smmu.cmdq().port.fail_guest_cmd() {
-            batch.spoil(|| attr.should_fail(1));
-        }
+        for left in (0..RUN).rev() {
+            #[cfg_attr(not(CONFIG_ARM_SMMU_V3_FAULT_INJECTION), expect(unused_mut))]
+            let (mut batch, rest) = match array.read(&mut block) {
+                Ok(block) => {
+                    let (batch, rest) =
+                        features.sanitise_block(block, self.vmid(), |vsid| self.vsid_to_sid(vsid));
+                    (batch, rest.map_err(|Illegal| Stop::Illegal))
+                }
+                Err(e) => (Batch::empty(), Err(Stop::Unread(e))),
+            };
 
-        // The commands before an illegal one take effect first, as they do on a real SMMU.
-        if !batch.cmds().is_empty() {
-            match smmu.cmdq().issue(batch.cmds(), Wait::Complete) {
-                Ok(()) => array.complete(batch.cmds().len()),
-                Err(Failure::Cmd { index, cerror }) => {
-                    array.complete(index);
-                    return Err(fail(array, cerror));
+            #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
+            if let Some(attr) = smmu.cmdq().port.fail_guest_cmd() {
+                batch.spoil(|| attr.should_fail(1));
+            }
+
+            let is_last = left == 0
+                || array.is_read()
+                || rest.is_err()
+                || kernel::current!().fatal_signal_pending();
+            // What is to be sent again after a time-out is at hand for this batch only.
+            let is_to_complete = is_last || batch.has_atc_inv();
+
+            // The commands before an illegal one take effect first, as they do on a real SMMU.
+            if consumed + batch.cmds().len() != 0 {
+                let wait = if is_to_complete {
+                    Wait::Complete
+                } else {
+                    Wait::Consumed
+                };
+                if let Err(failure) = smmu.cmdq().issue(batch.cmds(), wait) {
+                    return Err(fail(array, consumed, failure));
                 }
-                Err(Failure::Stuck { complete, cerror }) => {
-                    array.complete(complete);
-                    return Err(match cerror {
-                        Cerror::Abt => fail(array, Cerror::Abt),
-                        // The head of the queue is a CMD_SYNC, which is no command of a guest.
-                        Cerror::Ill | Cerror::AtcInvSync => ETIMEDOUT,
-                    });
-                }
-                Err(Failure::Timeout { complete }) => {
-                    array.complete(complete);
-                    return Err(ETIMEDOUT);
+                consumed += batch.cmds().len();
+                if is_to_complete {
+                    array.complete(core::mem::take(&mut consumed));
                 }
             }
-        }
 
-        rest.map_err(|Illegal| fail(array, Cerror::Ill))
+            rest.map_err(|stop| match stop {
+                Stop::Illegal => cerror(array, Cerror::Ill),
+                Stop::Unread(e) => e,
+            })?;
+            if is_last {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a batch ends before the block of requests does that it is made of.
+enum Stop {
+    /// The next request is illegal.
+    Illegal,
+    /// The next request cannot be read.
+    Unread(Error),
+}
+
+/// Tells user space of a failure, of a batch with `consumed` commands before it that were not known
+/// to be complete.
+#[cold]
+fn fail(array: &mut UserArray<'_, GuestCmds>, consumed: usize, failure: Failure) -> Error {
+    // Of a batch some commands are only known to be complete if all before it are.
+    let known = |complete| match complete {
+        0 => 0,
+        complete => consumed + complete,
+    };
+
+    match failure {
+        Failure::Cmd { index, cerror: e } => {
+            array.complete(consumed + index);
+            cerror(array, e)
+        }
+        Failure::Stuck {
+            complete,
+            cerror: e,
+        } => {
+            array.complete(known(complete));
+            match e {
+                Cerror::Abt => cerror(array, Cerror::Abt),
+                // The head of the queue is a CMD_SYNC, which is no command of a guest.
+                Cerror::Ill | Cerror::AtcInvSync => ETIMEDOUT,
+            }
+        }
+        Failure::Timeout { complete } => {
+            array.complete(known(complete));
+            ETIMEDOUT
+        }
     }
 }
 
 /// Tells user space what is wrong with the first command that is not complete.
-fn fail(array: &mut UserArray<'_, GuestCmds>, cerror: Cerror) -> Error {
+fn cerror(array: &mut UserArray<'_, GuestCmds>, cerror: Cerror) -> Error {
     array.set_driver_error_code(match cerror {
         Cerror::Ill => bindings::iommu_viommu_arm_smmuv3_cerror_IOMMU_VIOMMU_ARM_SMMUV3_CERROR_ILL,
         Cerror::Abt => bindings::iommu_viommu_arm_smmuv3_cerror_IOMMU_VIOMMU_ARM_SMMUV3_CERROR_ABT,
