@@ -35,8 +35,12 @@ const CMD_SYNC: u8 = 0x46;
 
 /// The longest array: more than three batches.
 const LONG: usize = 200;
-/// Around the sizes at which a kernel cuts an array into batches.
-const BORDERS: [(usize, usize); 9] = [
+/// A long array.
+const MANY: usize = 4096;
+/// The most CMD_SYNCs that it may take.
+const MAX_SYNCS: u64 = 9;
+/// Around the sizes at which a kernel cuts an array into batches, and waits until it is complete.
+const BORDERS: [(usize, usize); 13] = [
     (0, 1),
     (1, 2),
     (5, 10),
@@ -46,6 +50,10 @@ const BORDERS: [(usize, usize); 9] = [
     (64, 65),
     (126, 127),
     (199, LONG),
+    (1007, 1008),
+    (1008, 1009),
+    (1008, 2500),
+    (2399, 2500),
 ];
 
 /// One row.
@@ -355,6 +363,24 @@ fn none(cases: &mut Vec<Case>) {
             Ok(finding)
         },
     ));
+    // A round trip to the SMMU for each batch is what takes the time on hardware.
+    let many = Shot::tlbis(MANY).with_dma(MANY);
+    cases.push(Case::new(
+        "none-syncs",
+        format!("control: {MANY} TLBIs, in at most {MAX_SYNCS} CMD_SYNCs"),
+        lab::wanted(&many.want),
+        move |lab| {
+            let caller = lab.caller(many.on)?;
+            let before = lab.control.stats()?;
+            let _ = caller.call(&many.commands);
+            let syncs = lab.control.stats()?.since(before).syncs;
+            let mut finding = lab.shoot(std::slice::from_ref(&many))?;
+            if !(1..=MAX_SYNCS).contains(&syncs) {
+                finding.faults.push(format!("{syncs} CMD_SYNCs"));
+            }
+            Ok(finding)
+        },
+    ));
     let atcs = Shot::atcs(LONG);
     cases.push(atcs.case("none-atc", "control: 200 ATC_INVs, no failure"));
 }
@@ -611,7 +637,7 @@ fn stall(cases: &mut Vec<Case>) {
         "stall-300",
         "nothing is consumed for 300 ms, from entry 5 of 10 on",
     ));
-    for (k, n, most) in [(5, 10, 0), (0, 1, 0), (130, LONG, 130)] {
+    for (k, n, most) in [(5, 10, 0), (0, 1, 0), (130, LONG, 130), (1500, 2500, 1500)] {
         let long = Shot::tlbis(n)
             .rule(at_tlbi(Kind::Stall(1500), k))
             .stall(LIMIT - ms(100), LIMIT + ms(400))
@@ -742,8 +768,11 @@ impl Random {
 /// TLBIs and ATC_INVs, and failures at up to three of them. The first one that does not heal is the
 /// answer.
 fn random_shot(random: &mut Random) -> Shot {
-    let n = 1 + random.below(LONG);
-    let is_atc: Vec<bool> = (0..n).map(|_| random.below(2) == 0).collect();
+    let longest = [LONG, LONG, 10 * LONG][random.below(3)];
+    let n = 1 + random.below(longest);
+    // Where they are few, there are batches without any.
+    let one_in = [2, 2, 200][random.below(3)];
+    let is_atc: Vec<bool> = (0..n).map(|_| random.below(one_in) == 0).collect();
     let commands = (0..n).map(|i| if is_atc[i] { atc(i) } else { tlbi(i) });
     let mut shot = Shot::new(On::Net, commands.collect());
     let mut at: Vec<usize> = (0..random.below(4)).map(|_| random.below(n)).collect();

@@ -286,6 +286,8 @@ pub struct Stats {
     pub acks: u64,
     /// ATC_INVs consumed, whether they have timed out or not.
     pub atc_invs: u64,
+    /// CMD_SYNCs consumed.
+    pub syncs: u64,
 }
 
 impl Stats {
@@ -298,6 +300,7 @@ impl Stats {
             stalls: self.stalls + other.stalls,
             acks: self.acks + other.acks,
             atc_invs: self.atc_invs + other.atc_invs,
+            syncs: self.syncs + other.syncs,
         }
     }
 
@@ -310,6 +313,7 @@ impl Stats {
             stalls: self.stalls - before.stalls,
             acks: self.acks - before.acks,
             atc_invs: self.atc_invs - before.atc_invs,
+            syncs: self.syncs - before.syncs,
         }
     }
 }
@@ -376,6 +380,7 @@ impl Control {
                 atc: stats["errors"]["atc-inv-sync"].as_u64()?,
                 stalls: stats["stalls"].as_u64()?,
                 acks: stats["acks"].as_u64()?,
+                syncs: stats["syncs"].as_u64()?,
             })
         };
         read().ok_or_else(|| Error::Odd("x-cmdq-stats".into(), stats.to_string()))
