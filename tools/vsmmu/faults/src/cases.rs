@@ -647,6 +647,34 @@ fn stall(cases: &mut Vec<Case>) {
             format!("nothing is consumed for 1500 ms, from entry {k} of {n} on"),
         ));
     }
+    // As far as it got, nobody can know what is complete without a CMD_SYNC.
+    let unknown = Shot::tlbis(1000)
+        .rule(at_tlbi(Kind::Stall(0), 500))
+        .times_out(500);
+    cases.push(Case::new(
+        "stall-count",
+        "nothing is consumed any more from entry 500 of 1000 on",
+        lab::wanted(&unknown.want),
+        move |lab| {
+            let caller = lab.caller(unknown.on)?;
+            lab.control.set(&unknown.rules)?;
+            let before = lab.control.stats()?;
+            let (got, _) = caller.call(&unknown.commands);
+            let syncs = lab.control.stats()?.since(before).syncs;
+            // Which cleans up as well.
+            let mut finding = lab.shoot(&[Shot::tlbis(1)])?;
+            if got.errno != libc::ETIMEDOUT
+                || got.entry_num > 500
+                || (got.entry_num > 0 && syncs == 0)
+            {
+                finding
+                    .faults
+                    .push(format!("after {syncs} CMD_SYNCs: {}", lab::show(&got)));
+            }
+            finding.got = Some(got);
+            Ok(finding)
+        },
+    ));
     let forever = Shot::tlbis(10)
         .rule(at_tlbi(Kind::Stall(0), 5))
         .stall(LIMIT - ms(100), LIMIT + ms(400))
