@@ -37,8 +37,9 @@ ioctl_iowr_nr!(DMA_MAP_BENCHMARK, 0x64, 1, MapBenchmark);
 const DMA_MAP_FROM_DEVICE: u32 = 2;
 const DMA_MAP_BENCH_SINGLE_MODE: u8 = 0;
 
-/// Has the kernel map and unmap one page, again and again for a second.
-pub fn run(ns_per_instruction: u64) -> Result<(), Box<dyn Error>> {
+/// Has the kernel map and unmap one page, again and again for a second. Gives the averages of both, in
+/// units of 100 ns.
+pub fn benchmark() -> io::Result<(u64, u64)> {
     let path = Path::new(DEBUGFS).join("dma_map_benchmark");
     let file = File::options()
         .read(true)
@@ -63,8 +64,14 @@ pub fn run(ns_per_instruction: u64) -> Result<(), Box<dyn Error>> {
     };
     // SAFETY: the kernel reads and writes this structure and nothing else.
     if unsafe { ioctl_with_mut_ref(&file, DMA_MAP_BENCHMARK(), &mut arg) } < 0 {
-        return Err(in_file(&path, io::Error::last_os_error()).into());
+        return Err(in_file(&path, io::Error::last_os_error()));
     }
+    Ok((arg.avg_map_100ns, arg.avg_unmap_100ns))
+}
+
+/// Measures how many instructions that takes.
+pub fn run(ns_per_instruction: u64) -> Result<(), Box<dyn Error>> {
+    let (map, unmap) = benchmark()?;
     // Two averages, each rounded down to 100 ns.
     let average = |hundreds: u64| hundreds * 100 / ns_per_instruction;
     println!(
@@ -72,9 +79,9 @@ pub fn run(ns_per_instruction: u64) -> Result<(), Box<dyn Error>> {
         json!({
             "id": "host: DMA API map + unmap",
             "n": 1,
-            "average": average(arg.avg_map_100ns + arg.avg_unmap_100ns),
-            "map": average(arg.avg_map_100ns),
-            "unmap": average(arg.avg_unmap_100ns),
+            "average": average(map + unmap),
+            "map": average(map),
+            "unmap": average(unmap),
             "resolution": 200_u64.div_ceil(ns_per_instruction),
         })
     );

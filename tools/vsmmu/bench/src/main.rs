@@ -9,8 +9,12 @@ mod dma_map;
 mod error;
 mod invalidate;
 mod ioas_map;
+mod marks;
+mod memory;
 mod queue;
 mod sample;
+mod throughput;
+mod trace;
 
 use std::error::Error;
 use std::fs;
@@ -21,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use vsmmu_nested::{edu, pci};
 
+use invalidate::Selection;
 use queue::Queue;
 use sample::Sampler;
 
@@ -43,12 +48,19 @@ struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// ioctl(IOMMU_HWPT_INVALIDATE) with arrays of several lengths
-    Invalidate {
-        /// Only arrays of this length
-        #[arg(long, value_name = "N")]
-        only: Option<usize>,
-    },
+    /// ioctl(IOMMU_HWPT_INVALIDATE) with arrays of several kinds and lengths
+    Invalidate(Selection),
+    /// The same without any commands
+    Probe,
+    /// The same with the commands of a recorded guest, one call for those between two CMD_SYNCs
+    Trace,
+    /// One call of each kind and length, between marks that a trace of the emulator's shows
+    Marks(Selection),
+    /// How many bytes the kernel allocates in one call of each kind and length
+    Memory(Selection),
+    /// Commands per second from several threads, on one vIOMMU and on two, and beside the kernel's
+    /// dma_map_benchmark. Takes the first two edu devices. In real time
+    Throughput,
     /// The same with a command that the SMMU finds illegal. Needs a kernel with
     /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
     Error,
@@ -85,11 +97,16 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let sampler = Sampler::new(args.calls, Queue::find()?);
-    match args.what {
-        What::Invalidate { only } => invalidate::run(&sampler, &device(args)?, only),
+    match &args.what {
+        What::Invalidate(selection) => invalidate::run(&sampler, &device(args)?, selection),
+        What::Probe => invalidate::probe(&sampler, &device(args)?),
+        What::Trace => trace::run(&sampler, &device(args)?),
+        What::Marks(selection) => marks::run(&device(args)?, selection),
+        What::Memory(selection) => memory::run(&device(args)?, selection),
+        What::Throughput => throughput::run(&two_devices()?),
         What::Error => error::run(&sampler, &device(args)?),
         What::IoasMap => ioas_map::run(&sampler, &device(args)?),
-        What::DmaMap { ns_per_instruction } => dma_map::run(ns_per_instruction),
+        What::DmaMap { ns_per_instruction } => dma_map::run(*ns_per_instruction),
     }
 }
 
@@ -100,6 +117,13 @@ fn device(args: &Args) -> Result<PathBuf, pci::Error> {
         None => pci::find(edu::PCI_ID.0, edu::PCI_ID.1)?,
     };
     pci::bind_to_vfio(&bdf, edu::PCI_ID)
+}
+
+/// The first two of them.
+fn two_devices() -> Result<Vec<PathBuf>, pci::Error> {
+    let found = pci::find_all(edu::PCI_ID.0, edu::PCI_ID.1)?;
+    let two = found.iter().take(2);
+    two.map(|bdf| pci::bind_to_vfio(bdf, edu::PCI_ID)).collect()
 }
 
 /// The directories in debugfs.

@@ -6,12 +6,16 @@ use std::error::Error;
 use std::time::Instant;
 
 use serde_json::json;
+use vsmmu_nested::Failure;
 
 use crate::queue::Queue;
 
 /// Calls before the first one that counts: caches of the kernel's allocators are full then, and all
 /// pages there.
 const WARM_UP: u32 = 10;
+
+/// How many commands all the measured calls of a case may have: of long arrays there are fewer.
+const COMMANDS: usize = 101 * 4096;
 
 /// Measures cases, all in the same way.
 pub struct Sampler {
@@ -33,15 +37,39 @@ impl Sampler {
     }
 
     /// Measures `call`, and prints the result under the name `id`. `n` is how many things each call
-    /// does.
+    /// does. A kernel that runs out of memory is a result.
     pub fn case(
         &self,
         id: &str,
         n: usize,
+        call: impl FnMut() -> Result<(), Box<dyn Error>>,
+    ) -> Result<(), Box<dyn Error>> {
+        self.case_of_calls(id, n, 1, call)
+    }
+
+    /// The same, for what makes so many `ioctls` each time.
+    pub fn case_of_calls(
+        &self,
+        id: &str,
+        n: usize,
+        ioctls: usize,
         mut call: impl FnMut() -> Result<(), Box<dyn Error>>,
     ) -> Result<(), Box<dyn Error>> {
-        for _ in 0..WARM_UP {
-            call()?;
+        // A call with nothing in it takes as long as some commands.
+        let most = COMMANDS / (n + 16 * ioctls);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        let calls = self.calls.min(most.max(3));
+        for _ in 0..WARM_UP.min(calls / 3) {
+            if let Err(e) = call() {
+                match e.downcast::<Failure>() {
+                    Ok(failure) if failure.errno == libc::ENOMEM => {
+                        println!("{}", json!({"id": id, "n": n, "errno": "ENOMEM"}));
+                        return Ok(());
+                    }
+                    Ok(failure) => return Err(failure),
+                    Err(e) => return Err(e),
+                }
+            }
         }
         // By itself, as reading the counters is a lot of work in the kernel.
         let before = self.counts()?;
@@ -51,13 +79,14 @@ impl Sampler {
             .map(|(after, before)| (after.commands - before.commands, after.syncs - before.syncs))
             .unzip();
 
-        let times = times(self.calls, call)?;
+        let times = times(calls, call)?;
         let time = |i: usize| times[i].saturating_sub(self.overhead);
         println!(
             "{}",
             json!({
                 "id": id,
                 "n": n,
+                "ioctls": ioctls,
                 "calls": times.len(),
                 "min": time(0),
                 "median": time(times.len() / 2),
