@@ -24,8 +24,8 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest, faults: which of their groups, checks, programs or rows
-# REPORT : for bench: 1 to only report, not to fail where Rust takes more
+# ONLY : for test, lint, kselftest, faults, bench: which of their groups, checks, programs or rows
+# REPORT : for bench: 1 to only report, not to fail where a target is missed
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
 
@@ -59,8 +59,8 @@ faults: tree ## tests on an SMMU that fails on demand, VARIANT only
 	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/faults.sh $(ONLY)
 
-bench: tree ## counts instructions on both kernels; fails where Rust takes more than C
-	@scripts/enter scripts/bench.sh $(if $(REPORT),--report)
+bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
+	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test.sh modular

@@ -1,97 +1,174 @@
 #!/bin/bash
-# bench.sh [--report]: counts the instructions that invalidations take, on the C
-# and on the Rust kernel, shows a table and leaves what it is made of in
-# build/bench/*.json. Fails if anything takes more on the Rust kernel; with
+# bench.sh [--report] [GROUP...]: measures invalidations on the C and on the Rust
+# kernel, all that there is or the given groups, and shows tables. Figures, pictures
+# and a page with all of it are in build/bench. Fails if a target is not met; with
 # --report it does not. Runs in the build root.
 #
+#	host		instructions of the host's own mapping and unmapping
+#	ioctl		instructions of a call, by kind and number of commands
+#	trace		the same for the commands of a recorded guest
+#	error		the same for a command that is illegal to the SMMU
+#	relay		the same for the trace through a VMM's relay
+#	counts		CMD_SYNCs and register accesses of a call
+#	memory		bytes that a call allocates
+#	stack		bytes of stack
+#	throughput	commands per second, of several threads
+#
+# bench.sh --check [--update]: compares the instructions of a few cases with
+# scripts/bench.expected.json, or writes that. Ends with "N passed, N failed".
+#
 # In QEMU with -icount, time is the number of instructions: how fast the machine is
-# that runs this does not matter, and medians are the same each time.
+# that runs this does not matter, and medians are the same each time, to within a
+# per cent. Only the throughput is in real time.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-report=''
-case ${1-} in
---report) report=1 ;;
-'') ;;
-*) die "usage: bench.sh [--report]" ;;
-esac
+usage="usage: bench.sh [--report] [GROUP...] | bench.sh --check [--update]"
+every=(host ioctl trace error relay counts memory stack throughput)
+groups=() check='' flags=()
+for arg; do
+	case $arg in
+	--report | --update) flags+=("$arg") ;;
+	--check) check=1 ;;
+	-*) die "$usage" ;;
+	*)
+		[[ " ${every[*]} " == *" $arg "* ]] || die "there is no group $arg; there are: ${every[*]}"
+		groups+=("$arg")
+		;;
+	esac
+done
+((${#groups[@]})) || groups=("${every[@]}")
+out=$BUILD/bench${check:+-check}
+expected=scripts/bench.expected.json
 
-out=$BUILD/bench
 # The kernel's benchmark of the DMA API averages in units of 100 ns, which is too
 # coarse for instructions of 1 ns. With longer ones, more timer interrupts get into
 # its figures: with 2^4 ns there is one in 250,000 instructions, and what it says
 # differs from run to run by some of those that are left of 100 ns, 7.
 dma_shift=4
+bench=/vsmmu/vsmmu-bench
 
-# measure VARIANT SMP SHIFT WHAT COMMAND: an instruction takes 2^SHIFT ns. Prints a
-# JSON object a line.
-measure() {
-	local name=bench-$1-smp$2-$4
-	note "$1 kernel, $2 CPU$([[ $2 == 1 ]] || echo s): $4"
+# boot VARIANT GROUP SMP MACHINE COMMAND: prints what the command prints in the guest,
+# a JSON object a line, with the group and the number of CPUs in each.
+boot() {
+	local name=bench-$1-$2 allow=${ALLOW-}
+	note "$1 kernel: $2"
+	# It has no memory for the longest array, and complains.
+	[[ $1 != c ]] || allow=__alloc_frozen_pages
 	# Each unmapping is to have its invalidation. The counter that the kernel takes
 	# for the time has 62.5 MHz on this CPU if not told otherwise: 16 ns a tick.
-	NAME=$name VARIANT=$1 SMP=$2 RUN=$5 APPEND="iommu.strict=1 iommu.passthrough=0 ${APPEND-}" \
-		QEMU_ARGS="-cpu neoverse-n1,cntfrq=1000000000 -icount shift=$3,sleep=off ${QEMU_ARGS-}" \
+	NAME=$name VARIANT=$1 SMP=$3 RUN=$5 APPEND="iommu.strict=1 iommu.passthrough=0 ${APPEND-}" \
+		ALLOW=$allow \
+		QEMU_ARGS="-cpu neoverse-n1,cntfrq=1000000000 $4 ${QEMU_ARGS-}" \
 		"$REPO/scripts/boot.sh" >"$out/$name.log" || {
 		cat "$out/$name.log" >&2
 		die "$name did not run to its end, see above"
 	}
-	jq -c --argjson smp "$2" '. + {smp: $smp}' "$out/$name.log"
+	jq -c --arg group "$2" --argjson smp "$3" '. + {group: $group, smp: $smp}' "$out/$name.log"
 }
 
-measure_all() { # VARIANT
-	# shellcheck disable=SC2016 # expanded in the guest
-	local bind='echo dma_map_benchmark >"/sys/bus/pci/devices/$EDU/driver_override" && echo "$EDU" >/sys/bus/pci/drivers_probe'
-	measure "$1" 1 $dma_shift dma-map "$bind && /vsmmu/vsmmu-bench dma-map --ns-per-instruction $((1 << dma_shift))"
-	measure "$1" 1 0 ioctls "/vsmmu/vsmmu-bench ioas-map && /vsmmu/vsmmu-bench invalidate"
-	# Only there can a command be made illegal behind the checks.
+# count VARIANT GROUP COMMAND [SMP]: there, a nanosecond is an instruction.
+count() { boot "$1" "$2" "${4:-1}" "-icount shift=0,sleep=off" "$3"; }
+
+# bind N: a command in the guest that gives the N-th edu to the kernel's benchmark of
+# the DMA API.
+# shellcheck disable=SC2016 # expanded in the guest
+bind() {
+	printf 'edu=$(grep -lx 0x11e8 /sys/bus/pci/devices/*/device | sed -n "%dp") && edu=${edu%%/device} && ' "$1"
+	printf 'echo dma_map_benchmark >"$edu/driver_override" && echo "${edu##*/}" >/sys/bus/pci/drivers_probe && '
+}
+
+group_host() { # VARIANT
+	boot "$1" host 1 "-icount shift=$dma_shift,sleep=off" "$(bind 1) $bench dma-map --ns-per-instruction $((1 << dma_shift))"
+	count "$1" host "$bench ioas-map"
+}
+
+group_ioctl() { count "$1" ioctl "$bench probe && $bench invalidate"; }
+
+group_trace() { count "$1" trace "$bench trace"; }
+
+# Only there can a command be made illegal behind the checks.
+group_error() {
 	[[ $1 == rust ]] || return 0
-	ALLOW='CMDQ error' measure "$1" 1 0 error "/vsmmu/vsmmu-bench error"
-	ALLOW='CMDQ error' measure "$1" 4 0 error "/vsmmu/vsmmu-bench error"
+	ALLOW='CMDQ error' count "$1" error "$bench error"
+	ALLOW='CMDQ error' count "$1" error "$bench error" 4
+}
+
+group_relay() { count "$1" relay "if $bench relay --help >/dev/null 2>&1; then $bench relay; fi"; }
+
+# What the emulated SMMU sees between two marks: invalidations of an ASID that has no
+# other use. The first pair of marks has nothing in between, which is what the marks
+# themselves cost.
+group_counts() {
+	local trace=$out/$1.trace counter
+	local events=(smmuv3_read_mmio smmuv3_write_mmio smmuv3_cmdq_opcode smmuv3_range_inval)
+	rm -f "$trace"
+	mkfifo "$trace"
+	awk '
+		/ asid=48879 / {
+			if (marks++ % 2) print (marks - 2) / 2, reads + 0, writes + 0, syncs + 0
+			reads = writes = syncs = 0
+		}
+		/^smmuv3_read_mmio / { reads++ }
+		/^smmuv3_write_mmio / { writes++ }
+		/^smmuv3_cmdq_opcode .*SYNC/ { syncs++ }' <"$trace" >"$out/$1.marks" &
+	counter=$!
+	boot "$1" counts 1 "-icount shift=0,sleep=off -D $trace $(printf -- '-trace %s ' "${events[@]}")" "$bench marks" >"$out/$1.marked"
+	wait "$counter"
+	jq -c --rawfile marks "$out/$1.marks" '
+		($marks | split("\n") | map(select(. != "") | split(" ") | map(tonumber))) as $marks
+		| . as $case | ($marks[] | select(.[0] == $case.mark)) as $seen
+		| select($case.mark > 0)
+		| . + {reads: ($seen[1] - $marks[0][1]), writes: ($seen[2] - $marks[0][2]), syncs: ($seen[3] - $marks[0][3])}' \
+		"$out/$1.marked"
+}
+
+group_memory() {
+	count "$1" memory "mount -t tracefs tracefs /sys/kernel/tracing && $bench memory --mix va"
+}
+
+group_stack() {
+	note "$1 kernel: stack"
+	"$report" stack "$BUILD/$1/vmlinux" | jq -c '. + {group: "stack", smp: 1}'
+}
+
+group_throughput() {
+	local edu="-device edu,dma_mask=0xffffffffffff"
+	boot "$1" throughput 4 "$edu $edu" "$(bind 3) $bench throughput"
+}
+
+# The cases that a change is most likely to show in.
+group_check() {
+	count "$1" check "$bench invalidate --mix va --n 1 --n 64 --n 4096 && $bench trace && $bench ioas-map"
 }
 
 for variant in c rust; do "$REPO/scripts/image.sh" $variant; done
 "$REPO/scripts/initrd.sh"
+build_report() {
+	cd "$REPO/tools/vsmmu" && CARGO_TARGET_DIR=$BUILD/cargo cargo build --locked -p vsmmu-bench-report
+}
+logged bench-report "building the program that makes the tables" build_report ||
+	die "correct what the compiler says above and run this again"
+report=$BUILD/cargo/debug/vsmmu-bench-report
+
 rm -rf "$out"
 mkdir -p "$out" "$LOGS"
-say "counting instructions"
-for variant in c rust; do
-	measure_all $variant >"$out/$variant.lines"
-	jq -s . "$out/$variant.lines" >"$out/$variant.json"
+[[ ! $check ]] || groups=(check)
+say "measuring: ${groups[*]}"
+# Both kernels one after the other, for what depends on how busy the machine is.
+for group in "${groups[@]}"; do
+	for variant in c rust; do "group_$group" $variant >>"$out/$variant.lines"; done
 done
-rm -f "$out"/*.lines "$out"/*.log
+for variant in c rust; do jq -s . "$out/$variant.lines" >"$out/$variant.json"; done
+rm -f "$out"/*.lines "$out"/*.log "$out"/*.trace "$out"/*.mark*
 
-# A row for each case of the Rust kernel, which has all of them.
-rows=$(jq -rn --slurpfile c "$out/c.json" --slurpfile rust "$out/rust.json" '
-	def key: [.id, .n, .smp];
-	def figure: if . == null then "-" else .median // .average end;
-	def each: if . == null or .n == 1 then "" else (figure / .n * 10 | round / 10) end;
-	(reduce $c[0][] as $case ({}; .[$case | key | tojson] = $case)) as $c |
-	$rust[0][] | . as $rust | $c[key | tojson] as $c |
-	[
-		.id + (if .n > 1 then ", \(.n) commands" else "" end) + (if .smp > 1 then ", \(.smp) CPUs" else "" end),
-		($c | figure), ($rust | figure), ($c | each), ($rust | each),
-		(if .syncs == null then "" else "\(.commands) + \(.syncs)" end)
-	] | @tsv')
-
-awk -F '\t' '
-	BEGIN {
-		line = "%-40s %8s %8s %7s   %7s %7s   %s\n"
-		printf "\n" line, "instructions", "C", "Rust", "Rust/C", "C each", "Rust", "commands + CMD_SYNCs"
-	}
-	{ printf line, $1, $2, $3, $2 == "-" ? "-" : sprintf("%.2f", $3 / $2), $4, $5, $6 }
-' <<<"$rows"
-# Timer interrupts hit the longer ones, and where in the queue a batch begins makes
-# a small difference.
-jq -rn --slurpfile c "$out/c.json" --slurpfile rust "$out/rust.json" '
-	[$c[0], $rust[0]] | to_entries | map(.key as $i | .value[] | select(.min != .median) |
-		"    \(["C", "Rust"][$i]): \(.id), n = \(.n): \(.min) at least, median \(.median), \(.max) at most") |
-	if length > 0 then "\nNot the same number in most of the calls (the median is in the table):", .[] else empty end'
-
-slower=$(awk -F '\t' '$2 != "-" && sprintf("%.2f", $3 / $2) + 0 > 1 { print "    " $1 }' <<<"$rows")
-[[ $rows ]] || die "nothing was measured"
-if [[ $slower ]]; then
-	printf '\nThe Rust kernel takes more for:\n%s\n' "$slower" >&2
-	[[ $report ]] || exit 1
+if [[ $check ]]; then
+	cd "$REPO"
+	"$report" check "$out" "$expected" "${flags[@]}"
+else
+	rc=0
+	"$report" show "$out" "${flags[@]}" || rc=$?
+	printf '\nThe same with pictures: %s\n' "$out/index.html"
+	exit $rc
 fi

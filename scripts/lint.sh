@@ -131,7 +131,7 @@ check_cargofmt() {
 
 check_cargoclippy() {
 	cd "$REPO/tools/vsmmu"
-	CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --locked --all-targets -- -D warnings
+	CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --workspace --locked --all-targets -- -D warnings
 }
 
 mkdir -p "$LOGS"

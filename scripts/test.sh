@@ -43,7 +43,7 @@ demo() {
 group_userspace() {
 	local what="unit tests of the user-space programs" counts
 	if logged cargo-test "userspace: $what" env CARGO_TARGET_DIR="$BUILD/cargo" \
-		bash -c "cd '$REPO/tools/vsmmu' && cargo test --locked --no-fail-fast"; then :; fi
+		bash -c "cd '$REPO/tools/vsmmu' && cargo test --workspace --locked --no-fail-fast"; then :; fi
 	counts=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$LOGS/cargo-test.log")
 	[[ $counts != "0 0" ]] || counts="0 1"
 	result userspace "${counts% *}" "${counts#* }" "$what"

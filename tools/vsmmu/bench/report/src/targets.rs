@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the Rust kernel is to achieve, against the C kernel in the same run.
+
+use crate::rows::{Measured, Pair};
+use crate::table::{Table, figure};
+
+const TLBI: &str = "ioctl: TLBI_NH_VA";
+
+/// The most instructions of a call with so many TLBI_NH_VA, as a fraction of C's.
+const RATIOS: [(u64, f64); 3] = [(1, 0.85), (64, 0.65), (4096, 0.50)];
+
+/// The most CMD_SYNCs of a call with so many commands.
+const SYNCS: (u64, u64) = (4096, 9);
+
+/// A target, and what was measured.
+struct Target {
+    what: String,
+    at_most: String,
+    measured: String,
+    met: bool,
+}
+
+/// Three decimals: two can look as if a target were met that is not.
+fn shown(ratio: Option<f64>) -> String {
+    figure(ratio.map(|ratio| format!("{ratio:.3}")))
+}
+
+fn ratios(measured: &Measured) -> impl Iterator<Item = Target> {
+    RATIOS.into_iter().filter_map(|(n, at_most)| {
+        let found = measured.find("ioctl", TLBI, n)?.ratio();
+        Some(Target {
+            what: format!("{TLBI}, n = {n}: instructions, Rust/C"),
+            at_most: format!("{at_most:.2}"),
+            measured: shown(found),
+            met: found.is_some_and(|found| found <= at_most),
+        })
+    })
+}
+
+/// Nothing may take more than on the C kernel, as far as can be told.
+fn nowhere_slower(measured: &Measured) -> Option<Target> {
+    let compared: Vec<(&Pair, f64)> = measured
+        .instructions()
+        .filter_map(|pair| Some((pair, pair.least_ratio()?)))
+        .collect();
+    let (worst, found) = compared.iter().max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    Some(Target {
+        what: format!(
+            "{} cases, the worst is {}, n = {}: instructions, Rust/C",
+            compared.len(),
+            worst.rust.id,
+            worst.rust.n
+        ),
+        at_most: "1.00".into(),
+        measured: shown(Some(*found)),
+        met: *found <= 1.0,
+    })
+}
+
+fn syncs(measured: &Measured) -> Option<Target> {
+    let (n, at_most) = SYNCS;
+    let by_emulator = measured.find("counts", TLBI, n);
+    let by_driver = measured.find("ioctl", TLBI, n);
+    let found: Vec<_> = [by_emulator, by_driver]
+        .into_iter()
+        .flatten()
+        .filter_map(|pair| pair.rust.syncs)
+        .collect();
+    // Whoever counted more is right, if they differ.
+    let most = *found.iter().max()?;
+    Some(Target {
+        what: format!("{TLBI}, n = {n}: CMD_SYNCs"),
+        at_most: at_most.to_string(),
+        measured: most.to_string(),
+        met: most <= at_most,
+    })
+}
+
+/// The driver's statistics are what the emulator sees.
+fn counts_agree(measured: &Measured) -> Option<Target> {
+    let mut compared = 0;
+    let mut differ = 0;
+    for seen in measured.group("counts") {
+        let counted = ["ioctl", "trace"]
+            .iter()
+            .find_map(|group| measured.find(group, &seen.rust.id, seen.rust.n))
+            .and_then(|pair| pair.rust.syncs);
+        if let Some(counted) = counted {
+            compared += 1;
+            differ += u32::from(seen.rust.syncs != Some(counted));
+        }
+    }
+    (compared > 0).then(|| Target {
+        what: format!(
+            "{compared} cases, those whose CMD_SYNCs the driver counts differently from the SMMU"
+        ),
+        at_most: "0".into(),
+        measured: differ.to_string(),
+        met: differ == 0,
+    })
+}
+
+fn memory(measured: &Measured) -> Option<Target> {
+    let bytes: Vec<_> = measured
+        .group("memory")
+        .map(|pair| pair.rust.bytes)
+        .collect();
+    let first = (*bytes.first()?)?;
+    let most = bytes.iter().flatten().max()?;
+    Some(Target {
+        what: "bytes allocated in a call, for any n as for the first".into(),
+        at_most: first.to_string(),
+        measured: most.to_string(),
+        met: bytes.iter().all(|bytes| *bytes == Some(first)),
+    })
+}
+
+/// Nothing is left out because the kernel gave up.
+fn no_failures(measured: &Measured) -> Option<Target> {
+    let groups = ["ioctl", "trace", "counts", "memory"];
+    let mut rows = groups
+        .iter()
+        .flat_map(|group| measured.group(group))
+        .peekable();
+    rows.peek()?;
+    let failed = rows.filter(|pair| pair.rust.errno.is_some()).count();
+    Some(Target {
+        what: "cases that fail".into(),
+        at_most: "0".into(),
+        measured: failed.to_string(),
+        met: failed == 0,
+    })
+}
+
+/// The table of targets, as far as there are figures for them, and how many are not met.
+pub fn table(measured: &Measured) -> (Table, usize) {
+    let targets: Vec<_> = ratios(measured)
+        .chain(nowhere_slower(measured))
+        .chain(syncs(measured))
+        .chain(counts_agree(measured))
+        .chain(memory(measured))
+        .chain(no_failures(measured))
+        .collect();
+    let missed = targets.iter().filter(|target| !target.met).count();
+    let rows = targets
+        .into_iter()
+        .map(|target| {
+            vec![
+                target.what,
+                target.at_most,
+                target.measured,
+                if target.met { "met" } else { "MISSED" }.into(),
+            ]
+        })
+        .collect();
+    let table = Table {
+        title: "Targets for the Rust kernel",
+        about: "Each against the C kernel of the same tree and configuration, in the same run."
+            .into(),
+        header: vec!["what", "at most", "measured", ""],
+        rows,
+    };
+    (table, missed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::Row;
+
+    fn row(group: &str, n: u64, instructions: u64, syncs: u64, bytes: u64) -> Row {
+        Row {
+            group: group.into(),
+            id: TLBI.into(),
+            n,
+            median: (group == "ioctl").then_some(instructions),
+            syncs: Some(syncs),
+            bytes: (group == "memory").then_some(bytes),
+            ..Row::default()
+        }
+    }
+
+    /// How many targets are missed with these instructions for 4096 commands (1000 on the C kernel), these
+    /// CMD_SYNCs as the SMMU and as the driver counts them, and these bytes for a longer array.
+    fn missed(instructions: u64, seen: u64, counted: u64, bytes: u64) -> usize {
+        let c = [row("ioctl", 4096, 1000, 66, 0)];
+        let rust = vec![
+            row("ioctl", 4096, instructions, counted, 0),
+            row("counts", 4096, 0, seen, 0),
+            row("memory", 1, 0, 0, 16),
+            row("memory", 4096, 0, 0, bytes),
+        ];
+        table(&Measured::new(&c, rust)).1
+    }
+
+    #[test]
+    fn each_can_be_missed() {
+        assert_eq!(missed(500, 9, 9, 16), 0);
+        assert_eq!(missed(501, 9, 9, 16), 1);
+        // More than half, and more than the C kernel.
+        assert_eq!(missed(1001, 9, 9, 16), 2);
+        assert_eq!(missed(500, 10, 10, 16), 1);
+        // More than the SMMU may see, and not what the driver says.
+        assert_eq!(missed(500, 10, 9, 16), 2);
+        assert_eq!(missed(500, 8, 9, 16), 1);
+        assert_eq!(missed(500, 9, 9, 32), 1);
+    }
+
+    #[test]
+    fn a_failure_is_no_success() {
+        let failed = Row {
+            errno: Some(12.into()),
+            median: None,
+            ..row("ioctl", 4096, 0, 0, 0)
+        };
+        let c = [row("ioctl", 4096, 1000, 66, 0)];
+        let (_, missed) = table(&Measured::new(&c, vec![failed]));
+        // No ratio, and a case that fails.
+        assert_eq!(missed, 2);
+    }
+
+    /// An average is not held against what it cannot tell.
+    #[test]
+    fn resolution() {
+        let row = |average, resolution| Row {
+            average: Some(average),
+            resolution,
+            ..Row::default()
+        };
+        let missed = |rust| table(&Measured::new(&[row(3000, 13)], vec![rust])).1;
+        assert_eq!(missed(row(3013, 13)), 0);
+        assert_eq!(missed(row(3014, 13)), 1);
+        assert_eq!(missed(row(3001, 0)), 1);
+    }
+
+    #[test]
+    fn nothing_measured() {
+        assert!(table(&Measured::new(&[], Vec::new())).0.rows.is_empty());
+    }
+}
