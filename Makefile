@@ -6,13 +6,13 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree help run test image boot shell kunit kselftest faults bench modular x86_64 lint clean distclean
+.PHONY: tree help run test image boot shell kunit kselftest faults bench bench-check modular x86_64 lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@echo 'usage: make TARGET [SETTING=value...]'
 	@echo
-	@sed -n 's/^\([a-z0-9_]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
+	@sed -n 's/^\([a-z0-9_-]*\):.*## /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
 	@echo
 	@sed -n 's/^# \([A-Z_]*\) : /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
 
@@ -26,6 +26,7 @@ help: ## this list
 # TIMEOUT : for boot: seconds after which the guest is ended
 # ONLY : for test, lint, kselftest, faults, bench: which of their groups, checks, programs or rows
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
+# UPDATE : for bench-check: 1 to write what is expected from now on
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
 
@@ -61,6 +62,9 @@ faults: tree ## tests on an SMMU that fails on demand, VARIANT only
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
 	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)
+
+bench-check: tree ## counts instructions of a few cases; fails if there are more than expected
+	@scripts/enter scripts/bench.sh --check $(if $(UPDATE),--update)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test.sh modular

@@ -140,7 +140,7 @@ group_throughput() {
 
 # The cases that a change is most likely to show in.
 group_check() {
-	count "$1" check "$bench invalidate --mix va --n 1 --n 64 --n 4096 && $bench trace && $bench ioas-map"
+	count "$1" check "$bench invalidate --n 1 --n 64 --n 4096 && $bench trace && $bench ioas-map"
 }
 
 for variant in c rust; do "$REPO/scripts/image.sh" $variant; done

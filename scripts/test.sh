@@ -142,6 +142,16 @@ group_faults() {
 	fi
 }
 
+# Instructions are exact, so that a change which costs some shows.
+group_bench() {
+	local log=$LOGS/bench-check.log what="instructions of invalidations, as in scripts/bench.expected.json" counts
+	say "bench: $what"
+	"$REPO/scripts/bench.sh" --check 2>&1 | tee "$log" | grep -vE '^(ok  |[0-9]+ passed)' >&2 || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log")
+	counts=${counts:-0 1}
+	result bench "${counts% *}" "${counts#* }" "$what"
+}
+
 group_modular() {
 	local root=$BUILD/modular/root
 	image modular modular && initrd modular || return 0
@@ -160,7 +170,7 @@ group_x86_64() {
 }
 
 mkdir -p "$LOGS"
-(($#)) || set -- userspace kunit demo kselftest faults c modular x86_64
+(($#)) || set -- userspace kunit demo kselftest faults c bench modular x86_64
 for group in "$@"; do
 	"group_$group"
 done
