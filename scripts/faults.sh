@@ -8,6 +8,7 @@
 #
 #	VARIANT		which kernel: rust (default) or c, where rows that may hang it are
 #			left out and many others fail
+#	PROGRAM		another program than vsmmu-faults, by whose name the files then are
 #	QEMU		an emulator that fails on demand (the one that qemu.sh builds)
 #	QEMU_ARGS	more arguments for it
 #	TIMEOUT		seconds after which a guest is ended (900)
@@ -25,8 +26,10 @@ declare -A cpus=([smp1]=1 [smp4]=4 [small1]=1 [small4]=4 [msi1]=1 [msi4]=4) mode
 	# CMD_SYNCs that complete with MSIs, for which the driver polls memory.
 	[msi1]=x-msi=on [msi4]=x-msi=on
 )
-run=/vsmmu/vsmmu-faults
-[[ $variant != c ]] || run+=' --comparison'
+program=${PROGRAM:-vsmmu-faults}
+files=${program#vsmmu-}-$variant
+run=/vsmmu/$program
+[[ $variant != c || ${PROGRAM-} ]] || run+=' --comparison'
 configurations=()
 for arg; do
 	if [[ ${cpus[$arg]-} ]]; then configurations+=("$arg"); else run+=" --only $arg"; fi
@@ -38,21 +41,21 @@ allow='arm-smmu-v3.*(CMDQ error|CMD_SYNC timeout|unexpected|GERROR|retrying|fail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$LOGS"
-counts_file=$LOGS/faults-$variant.counts
+counts_file=$LOGS/$files.counts
 : >"$counts_file"
 passed=0 failed=0 latencies=''
 
 for name in "${configurations[@]}"; do
-	log=$LOGS/faults-$variant-$name.log
+	log=$LOGS/$files-$name.log
 	# The emulator's monitor is at the other end of a serial port of the machine's.
 	# The network device is behind a root port, as without one it would have no ATS.
 	args="-global arm-smmuv3.x-ats=on ${model[$name]:+-global arm-smmuv3.${model[$name]}}"
 	args+=" -qmp unix:$work/$name,server=on,wait=off -chardev socket,id=monitor,path=$work/$name"
 	args+=" -device pci-serial,chardev=monitor -device edu,dma_mask=0xffffffffffff"
 	args+=" -device pcie-root-port,id=rp0 -device virtio-net-pci,bus=rp0,ats=on,iommu_platform=on,disable-legacy=on,romfile="
-	say "faults: the $variant kernel, configuration $name (${cpus[$name]} CPU$([[ ${cpus[$name]} == 1 ]] || echo s)${model[$name]:+, ${model[$name]}})"
+	say "$program: the $variant kernel, configuration $name (${cpus[$name]} CPU$([[ ${cpus[$name]} == 1 ]] || echo s)${model[$name]:+, ${model[$name]}})"
 	rc=0
-	NAME=faults-$variant-$name VARIANT=$variant SMP=${cpus[$name]} QEMU_ARGS="$args ${QEMU_ARGS-}" \
+	NAME=$files-$name VARIANT=$variant SMP=${cpus[$name]} QEMU_ARGS="$args ${QEMU_ARGS-}" \
 		ALLOW=$allow TIMEOUT=${TIMEOUT:-900} RUN=$run "$REPO/scripts/boot.sh" >/dev/null || rc=$?
 	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
 	what=''

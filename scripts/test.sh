@@ -26,18 +26,20 @@ initrd() { # GROUP
 	return 1
 }
 
-# demo GROUP VARIANT SMP [COMMANDS BEFORE]: each row of the demo's table is a check.
-demo() {
-	local log=$LOGS/$1.log rc=0 counts
-	say "$1: the demo on the $2 kernel with $3 CPU$([[ $3 == 1 ]] || echo s)"
-	NAME=$1 VARIANT=$2 SMP=$3 RUN="${4-}/vsmmu/vsmmu-demo" "$REPO/scripts/boot.sh" >/dev/null || rc=$?
+# rows GROUP PROGRAM VARIANT SMP [COMMANDS BEFORE]: each row of the program's table
+# is a check.
+rows() {
+	local log=$LOGS/$1.log rc=0 counts what
+	what="$2, $3 kernel, $4 CPU$([[ $4 == 1 ]] || echo s)"
+	say "$1: $what"
+	NAME=$1 VARIANT=$3 SMP=$4 RUN="${5-}/vsmmu/$2" "$REPO/scripts/boot.sh" >/dev/null || rc=$?
 	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
 	if [[ ! $counts ]] || { ((rc)) && [[ ${counts#* } == 0 ]]; }; then
-		result "$1" "${counts% *}" "$((${counts#* } + 1))" "the demo did not run to its end, or the kernel reported an error: $log"
+		result "$1" "${counts% *}" "$((${counts#* } + 1))" "$2 did not run to its end, or the kernel reported an error: $log"
 		return
 	fi
 	((!rc)) || grep -iE '\bfail' "$log" | head -n 20 >&2
-	result "$1" "${counts% *}" "${counts#* }" "the demo, $2 kernel, $3 CPU$([[ $3 == 1 ]] || echo s)"
+	result "$1" "${counts% *}" "${counts#* }" "$what"
 }
 
 group_userspace() {
@@ -74,8 +76,8 @@ group_kunit() {
 
 group_demo() {
 	image demo rust && initrd demo || return 0
-	demo demo-smp1 rust 1
-	demo demo-smp4 rust 4
+	rows demo-smp1 vsmmu-demo rust 1
+	rows demo-smp4 vsmmu-demo rust 4
 }
 
 # The same rows on the C code, much of which is not as the contract says: if
@@ -152,6 +154,19 @@ group_bench() {
 	result bench "${counts% *}" "${counts#* }" "$what"
 }
 
+# A VMM that embeds the relay, with a guest that reacts to errors as Linux does: on
+# both kernels, and where the SMMU fails on demand.
+group_relay() {
+	local name good bad what
+	image relay rust && image relay c && initrd relay || return 0
+	rows relay-rust vsmmu-guest rust 2
+	rows relay-c vsmmu-guest c 2
+	rm -f "$LOGS/guest-rust.counts"
+	PROGRAM=vsmmu-guest VARIANT=rust "$REPO/scripts/faults.sh" smp4 >/dev/null || true
+	read -r name good bad what < <(cat "$LOGS/guest-rust.counts" 2>/dev/null) || true
+	result relay "${good:-0}" "${bad:-1}" "vsmmu-guest, an SMMU that fails on demand${what:+ ($what)}"
+}
+
 group_modular() {
 	local root=$BUILD/modular/root
 	image modular modular && initrd modular || return 0
@@ -161,7 +176,7 @@ group_modular() {
 		return
 	fi
 	rm -f "$root"/lib/modules/*/build
-	FILES=$root demo modular modular 2 'modprobe -a arm_smmu_v3 iommufd vfio_pci && '
+	FILES=$root rows modular vsmmu-demo modular 2 'modprobe -a arm_smmu_v3 iommufd vfio_pci && '
 }
 
 group_x86_64() {
@@ -170,7 +185,7 @@ group_x86_64() {
 }
 
 mkdir -p "$LOGS"
-(($#)) || set -- userspace kunit demo kselftest faults c bench modular x86_64
+(($#)) || set -- userspace kunit demo kselftest faults relay c bench modular x86_64
 for group in "$@"; do
 	"group_$group"
 done

@@ -6,9 +6,7 @@
 //! See [`cases`] for what is tried, [`lab`] for how, [`control`] for how the emulator is told.
 
 mod cases;
-mod control;
 mod lab;
-mod vm;
 
 use std::error::Error;
 use std::fs;
@@ -16,6 +14,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use vsmmu_faults::{control, vm};
 use vsmmu_nested::with_causes;
 
 use cases::Case;

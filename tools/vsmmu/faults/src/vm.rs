@@ -167,6 +167,11 @@ impl Vm {
         })
     }
 
+    /// The nested SMMU.
+    pub fn smmu(&self) -> &NestedSmmu {
+        &self.smmu
+    }
+
     /// The stream id that the SMMU knows the device by.
     pub fn stream_id(&self) -> u32 {
         self.stream_id

@@ -52,6 +52,11 @@ impl GuestRam {
         self.size
     }
 
+    /// All of it, for those who make accesses of their own.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.mem
+    }
+
     /// Where the first byte is in this process.
     pub fn host_address(&self) -> *mut u8 {
         self.mem
