@@ -12,6 +12,7 @@ mod ioas_map;
 mod marks;
 mod memory;
 mod queue;
+mod relay;
 mod sample;
 mod throughput;
 mod trace;
@@ -64,6 +65,8 @@ enum What {
     /// The same with a command that the SMMU finds illegal. Needs a kernel with
     /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
     Error,
+    /// What a Linux guest has queued, relayed with an ioctl a batch and with an ioctl a command
+    Relay,
     /// Mapping and unmapping a page of an IOAS that the device is attached to
     IoasMap,
     /// Mapping and unmapping a page with the kernel's DMA API, by its dma_map_benchmark: that has to be
@@ -105,6 +108,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         What::Memory(selection) => memory::run(&device(args)?, selection),
         What::Throughput => throughput::run(&two_devices()?),
         What::Error => error::run(&sampler, &device(args)?),
+        What::Relay => relay::run(&sampler, &device(args)?),
         What::IoasMap => ioas_map::run(&sampler, &device(args)?),
         What::DmaMap { ns_per_instruction } => dma_map::run(*ns_per_instruction),
     }
