@@ -351,7 +351,11 @@ impl Control {
 
     /// Has these rules in place of those before, and ends a stall.
     pub fn set(&mut self, rules: &[Rule]) -> Result<(), Error> {
-        let rules: Vec<_> = rules.iter().map(|rule| rule.to_json()).collect();
+        self.set_json(rules.iter().map(|rule| rule.to_json()).collect())
+    }
+
+    /// The same for rules as the emulator takes them.
+    pub fn set_json(&mut self, rules: Value) -> Result<(), Error> {
         let arguments = json!({"path": self.smmu, "property": "x-cmdq-faults", "value": rules});
         self.monitor.execute("qom-set", arguments).map(|_| ())
     }
@@ -382,6 +386,21 @@ impl Control {
                 acks: stats["acks"].as_u64()?,
                 syncs: stats["syncs"].as_u64()?,
             })
+        };
+        read().ok_or_else(|| Error::Odd("x-cmdq-stats".into(), stats.to_string()))
+    }
+
+    /// Everything that it has counted, by name: opcodes as `0x12`, errors as in rules.
+    pub fn counters(&mut self) -> Result<Vec<(String, u64)>, Error> {
+        let stats = self.get("x-cmdq-stats")?;
+        let read = || -> Option<Vec<(String, u64)>> {
+            let commands = stats["commands"].as_array()?.iter().map(|of| {
+                let opcode = of["opcode"].as_u64()?;
+                Some((format!("{opcode:#04x}"), of["count"].as_u64()?))
+            });
+            let errors = stats["errors"].as_object()?.iter();
+            let errors = errors.map(|(kind, n)| Some((kind.clone(), n.as_u64()?)));
+            commands.chain(errors).collect()
         };
         read().ok_or_else(|| Error::Odd("x-cmdq-stats".into(), stats.to_string()))
     }

@@ -18,6 +18,7 @@ use vsmmu_faults::{control, vm};
 use vsmmu_nested::with_causes;
 
 use cases::Case;
+use control::Control;
 use lab::{Finding, Lab, cpus};
 
 /// The exit status for it.
@@ -38,6 +39,12 @@ struct Args {
     /// Only list the rows
     #[arg(long)]
     list: bool,
+    /// Only give the SMMU these rules, which are JSON as its x-cmdq-faults takes it
+    #[arg(long, value_name = "JSON")]
+    rules: Option<String>,
+    /// Only show what the SMMU has counted: a name and a number on each line
+    #[arg(long)]
+    stats: bool,
     /// Only the rows that have this in their id (see --list); can be given several times
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
@@ -55,6 +62,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
+    if let Some(rules) = &args.rules {
+        Control::open()?.set_json(serde_json::from_str(rules)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.stats {
+        for (name, count) in Control::open()?.counters()? {
+            println!("{name} {count}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+
     let mut cases = cases::all();
     if !args.only.is_empty() {
         cases.retain(|case| args.only.iter().any(|part| case.id.contains(part.as_str())));
