@@ -37,8 +37,8 @@ if [[ ${RUN-} ]]; then
 fi
 for dir in ${FILES-}; do
 	(cd "$dir" && find . -mindepth 1 -print0 | cpio --quiet -0 -o -H newc -R 0:0) >>"$work/more.cpio"
-	parts+=("$work/more.cpio")
 done
+[[ ! -e $work/more.cpio ]] || parts+=("$work/more.cpio")
 cat "${parts[@]}" >"$work/initrd"
 
 # A CPU that is cheap to emulate and has all page sizes.
