@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree help run test image boot shell kunit kselftest faults bench bench-check modular x86_64 lint clean distclean
+.PHONY: tree help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,7 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest, faults, bench: which of their groups, checks, programs or rows
+# ONLY : for test, lint, kselftest, faults, vmm, bench: which of their groups, checks, programs, rows or phases
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
 # UPDATE : for bench-check: 1 to write what is expected from now on
 # CMD : for shell: the command
@@ -59,6 +59,12 @@ faults: tree ## tests on an SMMU that fails on demand, VARIANT only
 	@scripts/enter scripts/image.sh $(VARIANT)
 	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/faults.sh $(ONLY)
+
+vmm: tree ## runs QEMU with a vSMMU and a passed-through NVMe on VARIANT
+	@scripts/enter scripts/image.sh $(VARIANT)
+	@[ $(VARIANT) = c ] || scripts/enter scripts/image.sh c
+	@scripts/enter scripts/initrd.sh
+	@scripts/enter scripts/vmm.sh $(ONLY)
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
 	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)

@@ -33,7 +33,7 @@ of_type() { # SUFFIX FILES...: those that end so, as paths in the kernel
 
 check_shellcheck() {
 	cd "$REPO"
-	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init
+	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init scripts/vmm/l1 scripts/vmm/l2
 }
 
 check_codespell() {
