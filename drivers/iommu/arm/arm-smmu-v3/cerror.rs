@@ -6,8 +6,8 @@
 //! question, until the error is acknowledged. Then it fetches that slot again. So whoever notices
 //! first, the interrupt handler or somebody who waits for the queue, *services* the error:
 //! sees to it that the queue can go on, puts on record what was wrong with the slot, and
-//! acknowledges. When the submitter of the slot has seen its `CMD_SYNC` complete, it finds the
-//! record. Nobody else does.
+//! acknowledges. When the submitter of the slot has seen the SMMU get past it, it finds the record.
+//! Nobody else does.
 //!
 //! | error          | is at          | what is done        | what the submitter is told      |
 //! |----------------|----------------|---------------------|---------------------------------|

@@ -159,8 +159,8 @@ pub(crate) trait Port {
 pub(crate) enum Wait {
     /// Not at all.
     No,
-    /// Until the SMMU has consumed the commands. It has begun to carry them out and found no fault
-    /// with them. When they will be complete is another matter.
+    /// Until the SMMU has consumed the commands. By then it has found fault with them, or it never
+    /// will. When they are complete is another matter.
     Consumed,
     /// Until the `CMD_SYNC` behind the commands is complete, and with it the commands, and all that
     /// was consumed before them.
@@ -179,16 +179,16 @@ pub(crate) enum Failure {
     },
     /// The queue does not go on, whatever is done about the error at its head.
     Stuck {
-        /// As many commands are known to be complete.
-        complete: usize,
+        /// As many commands are known to be complete, and all before them. [`None`] if nothing is.
+        complete: Option<usize>,
         /// What the SMMU finds at the head of the queue.
         cerror: Cerror,
     },
     /// The SMMU consumed nothing for as long as [`TIME_LIMIT`], without an error, or did not get as
     /// far as to these commands within [`TOTAL_LIMIT`].
     Timeout {
-        /// As many commands are known to be complete.
-        complete: usize,
+        /// As many commands are known to be complete, and all before them. [`None`] if nothing is.
+        complete: Option<usize>,
     },
 }
 
@@ -197,7 +197,7 @@ pub(crate) const TIME_LIMIT: Delta = Delta::from_secs(1);
 
 /// How long to wait for a queue that goes on, but slowly.
 ///
-/// Who waits for a `CMD_SYNC` has interrupts disabled, which is not to last until the kernel takes
+/// Who waits for the SMMU has interrupts disabled, which is not to last until the kernel takes
 /// the CPU for dead.
 pub(crate) const TOTAL_LIMIT: Delta = Delta::from_secs(5);
 
@@ -333,8 +333,9 @@ impl<P: Port> Cmdq<P> {
     /// * Of two batches, all commands of one come before all of the other.
     ///
     /// [`Wait::Consumed`] is for somebody with many commands, who completes all of them in the end,
-    /// but is to learn of each command that the SMMU finds fault with, and to leave the others who
-    /// use the queue no more in front of them than one batch.
+    /// but is to learn of each command that the SMMU finds fault with, and to have no more of the
+    /// queue's slots at a time than one batch takes. The `CMD_SYNC` that replaces a command at fault
+    /// completes all before it.
     ///
     /// A `CMD_ATC_INV` goes with [`Wait::Complete`] only: that it has timed out shows at the next
     /// `CMD_SYNC`, which is to be the one of its own batch.
@@ -349,6 +350,7 @@ impl<P: Port> Cmdq<P> {
     /// To be called in any context but an NMI. Disables interrupts.
     #[inline]
     pub(crate) fn issue(&self, cmds: &[Cmd], wait: Wait) -> Result<(), Failure> {
+        debug_assert!(wait == Wait::Complete || !cmds.iter().any(Cmd::is_atc_inv));
         self.issue_all(cmds, wait, false)
     }
 
@@ -390,12 +392,13 @@ impl<P: Port> Cmdq<P> {
                     index: index + i,
                     cerror,
                 },
+                // Those before are complete.
                 Failure::Stuck { complete, cerror } => Failure::Stuck {
-                    complete: index + complete,
+                    complete: Some(index + complete.unwrap_or(0)),
                     cerror,
                 },
                 Failure::Timeout { complete } => Failure::Timeout {
-                    complete: index + complete,
+                    complete: Some(index + complete.unwrap_or(0)),
                 },
             })
     }
@@ -404,23 +407,13 @@ impl<P: Port> Cmdq<P> {
     fn issue_all(&self, cmds: &[Cmd], wait: Wait, insist: bool) -> Result<(), Failure> {
         match self.submit(cmds, wait, insist)? {
             None => Ok(()),
-            Some(errors) => self.resolve(cmds, wait, errors, insist),
+            Some(errors) => self.resolve(cmds, errors, insist),
         }
     }
 
     /// Finds out which command is at fault.
     #[cold]
-    fn resolve(
-        &self,
-        cmds: &[Cmd],
-        wait: Wait,
-        errors: Errors,
-        insist: bool,
-    ) -> Result<(), Failure> {
-        if wait == Wait::Consumed {
-            self.submit(&[], Wait::Complete, insist)?;
-        }
-
+    fn resolve(&self, cmds: &[Cmd], errors: Errors, insist: bool) -> Result<(), Failure> {
         let before = errors.first.map_or(cmds.len(), |(index, _)| index);
 
         // Any of the invalidations may have timed out, or none if somebody else's was still under
@@ -435,10 +428,12 @@ impl<P: Port> Cmdq<P> {
                 // Those before it are complete, be it at the first go or by now.
                 let again = again.map_err(|failure| match failure {
                     Failure::Stuck { cerror, .. } => Failure::Stuck {
-                        complete: index,
+                        complete: Some(index),
                         cerror,
                     },
-                    Failure::Timeout { .. } => Failure::Timeout { complete: index },
+                    Failure::Timeout { .. } => Failure::Timeout {
+                        complete: Some(index),
+                    },
                     failure => failure,
                 })?;
                 let cerror = again.and_then(|errors| match errors.first {
@@ -777,7 +772,7 @@ impl<P: Port> Cmdq<P> {
         waited
     }
 
-    /// Frees what the SMMU has consumed, unless somebody waits for a `CMD_SYNC` and so will do it.
+    /// Frees what the SMMU has consumed, unless somebody waits for the SMMU and so will do it.
     /// Returns the position up to which slots are free.
     fn try_free(&self) -> u64 {
         // Others may spin until we are through.
@@ -839,7 +834,7 @@ impl<P: Port> Cmdq<P> {
             } else if self.records.given_up() != given_up {
                 // Only those fail who were waiting when it was given up. Later ones try once more.
                 return Err(Failure::Stuck {
-                    complete: 0,
+                    complete: None,
                     cerror: self.records.given_up_cerror(),
                 });
             } else if self.records.serviced() == serviced
@@ -847,14 +842,14 @@ impl<P: Port> Cmdq<P> {
                 && self.records.serviced() == serviced
             {
                 if now - since > TIME_LIMIT || now - begin > TOTAL_LIMIT {
-                    return Err(Failure::Timeout { complete: 0 });
+                    return Err(Failure::Timeout { complete: None });
                 }
                 continue;
             }
 
             // Something happens: CONS has moved, or there was an error, with which it may not have.
             if now - begin > TOTAL_LIMIT {
-                return Err(Failure::Timeout { complete: 0 });
+                return Err(Failure::Timeout { complete: None });
             }
             since = now;
             cons = cons_now;

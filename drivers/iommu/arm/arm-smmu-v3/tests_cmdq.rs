@@ -87,13 +87,13 @@ fn fails(index: usize, cerror: Cerror) -> Outcome {
 /// That the queue did not go on because of an error.
 fn stuck(cerror: Cerror) -> Outcome {
     Err(Failure::Stuck {
-        complete: 0,
+        complete: None,
         cerror,
     })
 }
 
 /// That it did not go on without one.
-const TIMEOUT: Outcome = Err(Failure::Timeout { complete: 0 });
+const TIMEOUT: Outcome = Err(Failure::Timeout { complete: None });
 
 /// What is to come of a batch with these commands. Nobody is told about others' faults.
 fn outcome(fates: &[Fate], wait: Wait) -> Outcome {
@@ -187,7 +187,7 @@ impl Producer {
             Ok(()) => (len, None),
             Err(Failure::Cmd { index, .. }) => (index, Some(index)),
             Err(Failure::Stuck { complete, .. } | Failure::Timeout { complete }) => {
-                (complete, None)
+                (complete.unwrap_or(0), None)
             }
         };
 

@@ -42,12 +42,14 @@ impl Request for GuestCmds {
 
 /// How many batches one `CMD_SYNC` completes, at most.
 ///
-/// The wait for a `CMD_SYNC` is what takes the time. So the batches before the last one only wait
-/// until the SMMU has consumed them: then it has found fault with them or it never will, and in
-/// front of anybody else who uses the queue there is no more than one batch at a time. With very
-/// many, little more would be saved, and all are done again that were not known to be complete when
-/// something went wrong.
-const RUN: usize = 16;
+/// On hardware, what takes the time is to be the wait for a `CMD_SYNC`. So the batches before the
+/// last one only wait until the SMMU has consumed them: then it has found fault with them or it
+/// never will, and no more of the queue's slots are taken at a time than one batch needs. What is
+/// consumed may still be under way in the SMMU, where the `CMD_SYNC` of somebody else waits for it
+/// as well: so there is a limit, which the driver's own long invalidations do not have.
+///
+/// The SMMUs that need a `CMD_SYNC` for each command (`ARM_SMMU_OPT_CMDQ_FORCE_SYNC`) have no vSMMUs.
+const RUN: usize = 8;
 
 impl CacheInvalidate for Vsmmu {
     type Request = GuestCmds;
@@ -59,9 +61,9 @@ impl CacheInvalidate for Vsmmu {
     ///   complete: `CERROR_ILL` if it is illegal, here or to the SMMU, `CERROR_ABT` if the SMMU
     ///   could not fetch it, `CERROR_ATC_INV_SYNC` if a device did not answer it in time,
     /// * [`EIO`] and `CERROR_ABT` also if the SMMU cannot fetch somebody's command that is before
-    ///   these in the queue. None of the run counts as complete then,
-    /// * [`ETIMEDOUT`] if the SMMU does not get that far for another reason, and then as well none
-    ///   of it counts as complete,
+    ///   these in the queue. What is behind the last `CMD_SYNC` does not count as complete then,
+    /// * [`ETIMEDOUT`] if the SMMU does not get that far for another reason, and then neither does
+    ///   that,
     /// * what [`UserArray::read()`] fails with.
     fn cache_invalidate(&self, array: &mut UserArray<'_, GuestCmds>) -> Result {
         let smmu = self.smmu();
@@ -70,7 +72,7 @@ impl CacheInvalidate for Vsmmu {
         // How many are consumed and not known to be complete.
         let mut consumed = 0;
 
-        for left in (0..RUN).rev() {
+        for i in 1..=RUN {
             #[cfg_attr(not(CONFIG_ARM_SMMU_V3_FAULT_INJECTION), expect(unused_mut))]
             let (mut batch, rest) = match array.read(&mut block) {
                 Ok(block) => {
@@ -86,7 +88,8 @@ impl CacheInvalidate for Vsmmu {
                 batch.spoil(|| attr.should_fail(1));
             }
 
-            let is_last = left == 0
+            // Each batch may have to wait for seconds if the SMMU does not go on.
+            let is_last = i == RUN
                 || array.is_read()
                 || rest.is_err()
                 || kernel::current!().fatal_signal_pending();
@@ -133,11 +136,7 @@ enum Stop {
 /// to be complete.
 #[cold]
 fn fail(array: &mut UserArray<'_, GuestCmds>, consumed: usize, failure: Failure) -> Error {
-    // Of a batch some commands are only known to be complete if all before it are.
-    let known = |complete| match complete {
-        0 => 0,
-        complete => consumed + complete,
-    };
+    let known = |complete: Option<usize>| complete.map_or(0, |complete| consumed + complete);
 
     match failure {
         Failure::Cmd { index, cerror: e } => {
