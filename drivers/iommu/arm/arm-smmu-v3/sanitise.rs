@@ -50,8 +50,9 @@ pub(crate) struct Illegal;
 ///
 /// # Invariants
 ///
-/// Each of them is what [`Features::sanitise()`] made of a guest's command, but for those that
-/// were spoilt on purpose.
+/// * Each of them is what [`Features::sanitise()`] makes of a guest's command, but for those that
+///   were spoilt on purpose.
+/// * `has_atc_inv` is set if there is a `CMD_ATC_INV` among them.
 pub(crate) struct Batch<'a> {
     cmds: &'a mut [Cmd],
     has_atc_inv: bool,
@@ -110,7 +111,7 @@ impl Features {
         let mut len = 0;
 
         for cmd in block.iter_mut() {
-            let sane = match sanitise_plain(*cmd, vmid) {
+            let sane = match self.sanitise_plain(*cmd, vmid) {
                 Some(sane) => sane,
                 None => match self.sanitise(*cmd, vmid, &vsid_to_sid) {
                     Ok(sane) => {
@@ -188,6 +189,28 @@ impl Features {
         }))
     }
 
+    /// A short way to what [`Self::sanitise()`] does, for the commands that come by the thousands.
+    /// Returns [`None`] for others, and for illegal ones.
+    #[inline]
+    fn sanitise_plain(&self, cmd: Cmd, vmid: u16) -> Option<Cmd> {
+        let [word0, word1] = cmd.words();
+
+        // CAST: `usize` has 64 bits here. The index of a smaller opcode wraps around.
+        let index = (word0 & Tlbi0::OPCODE_MASK).wrapping_sub(Opcode::TlbiNhAll as u64) as usize;
+        let Plain { bits, range } = PLAIN.get(index)?;
+
+        let word0 = Tlbi0::from_raw(word0);
+        let more = [word0.into_raw() & !bits[0], word1 & !bits[1]];
+        if more != [0, 0] {
+            let is_range = (more[0] & !range[0]) | (more[1] & !range[1]) == 0;
+            let word1 = Tlbi1::from_raw(word1);
+            if !is_range || !self.range_inv || !self.is_legal_range(word0, word1) {
+                return None;
+            }
+        }
+        Some(Cmd::new([word0.with_vmid(vmid).into_raw(), word1]))
+    }
+
     /// The bits that may be set in the command of that opcode, in both words.
     ///
     /// Each by itself: what the fields mean may be reserved all the same.
@@ -198,37 +221,54 @@ impl Features {
         const ATC_INV_SUBSTREAM: u64 =
             AtcInv0::SSV_MASK | AtcInv0::SSID_MASK | AtcInv0::GLOBAL_MASK;
 
-        // The upper half of an ASID is reserved if the SMMU has 8 bits for it (4.4.1).
-        let asid = (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK;
-
-        // The fields of a range are reserved if the SMMU knows no ranges, and of its scale the
-        // uppermost bit without 52-bit addresses (4.4.1).
-        let scale = if self.ds {
-            Tlbi0::SCALE_MASK
-        } else {
-            Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)
-        };
-        let [range0, range1] = if self.range_inv {
-            [Tlbi0::NUM_MASK | scale, Tlbi1::TG_MASK | Tlbi1::TTL_MASK]
-        } else {
-            [0, 0]
-        };
-
-        // Without `ssv`, the SMMU ignores the other two: that is not the same as reserved.
-        let substream = |fields| if self.ssid_bits != 0 { fields } else { 0 };
-
         match opcode {
             Opcode::TlbiNsnhAll => [Tlbi0::OPCODE_MASK, 0],
             Opcode::TlbiNhAll => [TLBI, 0],
-            Opcode::TlbiNhAsid => [TLBI | asid, 0],
-            Opcode::TlbiNhVa => [TLBI | asid | range0, ADDRESS | range1],
-            Opcode::TlbiNhVaa => [TLBI | range0, ADDRESS | range1],
-            Opcode::CfgiCd => [CFGI | substream(Cfgi0::SSID_MASK), Cfgi1::LEAF_MASK],
+            Opcode::TlbiNhAsid => [TLBI | self.asid(), 0],
+            Opcode::TlbiNhVa => {
+                let [range0, range1] = self.range();
+                [TLBI | self.asid() | range0, ADDRESS | range1]
+            }
+            Opcode::TlbiNhVaa => {
+                let [range0, range1] = self.range();
+                [TLBI | range0, ADDRESS | range1]
+            }
+            Opcode::CfgiCd => [CFGI | self.substream(Cfgi0::SSID_MASK), Cfgi1::LEAF_MASK],
             Opcode::CfgiCdAll => [CFGI, 0],
             Opcode::AtcInv => [
-                ATC_INV | substream(ATC_INV_SUBSTREAM),
+                ATC_INV | self.substream(ATC_INV_SUBSTREAM),
                 AtcInv1::SIZE_MASK | AtcInv1::ADDRESS_MASK,
             ],
+        }
+    }
+
+    /// The bits of an ASID.
+    #[inline]
+    fn asid(&self) -> u64 {
+        // The upper half is reserved if the SMMU has 8 bits for it (4.4.1).
+        (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK
+    }
+
+    /// The bits of a range, in both words.
+    #[inline]
+    fn range(&self) -> [u64; 2] {
+        // All of them are reserved if the SMMU knows no ranges, and of the scale the uppermost one
+        // without 52-bit addresses (4.4.1).
+        match (self.range_inv, self.ds) {
+            (false, _) => [0, 0],
+            (true, false) => RANGE,
+            (true, true) => [RANGE[0] | Tlbi0::SCALE_MASK, RANGE[1]],
+        }
+    }
+
+    /// These bits, if there are substreams.
+    #[inline]
+    fn substream(&self, bits: u64) -> u64 {
+        // Without `ssv`, the SMMU ignores the other fields: that is not the same as reserved.
+        if self.ssid_bits != 0 {
+            bits
+        } else {
+            0
         }
     }
 
@@ -258,40 +298,46 @@ const TLBI: u64 = Tlbi0::OPCODE_MASK | Tlbi0::VMID_MASK;
 /// Of the second word, those of an address.
 const ADDRESS: u64 = Tlbi1::LEAF_MASK | Tlbi1::ADDRESS_MASK;
 
-/// The first one of four opcodes in a row, with those bits of their commands that are legal on each
-/// SMMU whatever else is set, in both words.
-///
-/// A command with nothing but these is *plain*.
-const PLAIN: (Opcode, [[u64; 2]; 4]) = {
+/// Of both words, those of a range that each SMMU has which knows ranges: of the scale, not the
+/// uppermost one.
+const RANGE: [u64; 2] = [
+    Tlbi0::NUM_MASK | (Tlbi0::SCALE_MASK & (Tlbi0::SCALE_MASK >> 1)),
+    Tlbi1::TG_MASK | Tlbi1::TTL_MASK,
+];
+
+/// What [`Features::sanitise_plain()`] knows of an opcode.
+struct Plain {
+    /// The bits that are legal on each SMMU whatever else is set, in both words.
+    bits: [u64; 2],
+    /// Those that are on each one that knows ranges, if they make sense together.
+    range: [u64; 2],
+}
+
+/// For the opcodes from that of `CMD_TLBI_NH_ALL` on.
+static PLAIN: [Plain; 4] = {
     // Each SMMU has 8 bits for it at least.
     const ASID: u64 = 0xff << Tlbi0::ASID_SHIFT;
 
-    (
-        Opcode::TlbiNhAll,
-        [
-            // CMD_TLBI_NH_ALL
-            [TLBI, 0],
-            // CMD_TLBI_NH_ASID
-            [TLBI | ASID, 0],
-            // CMD_TLBI_NH_VA
-            [TLBI | ASID, ADDRESS],
-            // CMD_TLBI_NH_VAA
-            [TLBI, ADDRESS],
-        ],
-    )
+    [
+        // CMD_TLBI_NH_ALL
+        Plain {
+            bits: [TLBI, 0],
+            range: [0, 0],
+        },
+        // CMD_TLBI_NH_ASID
+        Plain {
+            bits: [TLBI | ASID, 0],
+            range: [0, 0],
+        },
+        // CMD_TLBI_NH_VA
+        Plain {
+            bits: [TLBI | ASID, ADDRESS],
+            range: RANGE,
+        },
+        // CMD_TLBI_NH_VAA
+        Plain {
+            bits: [TLBI, ADDRESS],
+            range: RANGE,
+        },
+    ]
 };
-
-/// A short way to what [`Features::sanitise()`] does, for the commands that are plain.
-#[inline]
-fn sanitise_plain(cmd: Cmd, vmid: u16) -> Option<Cmd> {
-    let [word0, word1] = cmd.words();
-    let word0 = Tlbi0::from_raw(word0);
-    // CAST: It has 8 bits.
-    let index = (word0.into_raw() & Tlbi0::OPCODE_MASK).wrapping_sub(PLAIN.0 as u64) as usize;
-    let [plain0, plain1] = PLAIN.1.get(index)?;
-
-    if (word0.into_raw() & !plain0) | (word1 & !plain1) != 0 {
-        return None;
-    }
-    Some(Cmd::new([word0.with_vmid(vmid).into_raw(), word1]))
-}

@@ -361,6 +361,38 @@ mod sanitiser {
         }
     }
 
+    /// A batch knows whether it has a `CMD_ATC_INV`, wherever it is and whatever is behind it.
+    #[test]
+    fn atc_inv() {
+        const VSID: u32 = 7;
+        let vsid = u128::from(VSID) << 32;
+        let features = Features {
+            range_inv: true,
+            ds: true,
+            ats: true,
+            asid_bits: 16,
+            ssid_bits: 0,
+        };
+        let others = [
+            TLBI_NH_ALL,
+            CFGI_CD | vsid,
+            TLBI_NH_VA | 1 << 12 | 1 << (64 + 10),
+            TLBI_NSNH_ALL,
+            CFGI_CD_ALL | vsid,
+        ];
+
+        for at in 0..=others.len() {
+            let mut block = others.map(cmd);
+            if let Some(command) = block.get_mut(at) {
+                *command = cmd(ATC_INV | vsid);
+            }
+            let (batch, result) = features
+                .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(HOST_SID));
+            assert!(result.is_ok());
+            assert_eq!(batch.has_atc_inv(), at < others.len());
+        }
+    }
+
     /// Each feature comes from its own place in the driver's struct.
     #[test]
     fn features() {
