@@ -19,6 +19,7 @@
 //! over at a time is its own affair; but it
 //! has room for 63 at least, so that in an array of up to 63 none is complete before all are.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use vsmmu_nested::cmd::op;
@@ -33,12 +34,12 @@ use crate::vm::{ASID, PAGE_A, PAGE_B, VSID};
 /// CMD_SYNC, which no guest can send.
 const CMD_SYNC: u8 = 0x46;
 
-/// The longest array: more than three batches.
+/// A long array: more than three batches.
 const LONG: usize = 200;
-/// A long array.
+/// A very long one: more than one CMD_SYNC.
 const MANY: usize = 4096;
-/// The most CMD_SYNCs that it may take.
-const MAX_SYNCS: u64 = 9;
+/// How many CMD_SYNCs it may take: few, but a CMD_SYNC of the host's is not to wait for all of it.
+const SYNCS: RangeInclusive<u64> = 4..=9;
 /// Around the sizes at which a kernel cuts an array into batches, and waits until it is complete.
 const BORDERS: [(usize, usize); 13] = [
     (0, 1),
@@ -367,7 +368,7 @@ fn none(cases: &mut Vec<Case>) {
     let many = Shot::tlbis(MANY).with_dma(MANY);
     cases.push(Case::new(
         "none-syncs",
-        format!("control: {MANY} TLBIs, in at most {MAX_SYNCS} CMD_SYNCs"),
+        format!("control: {MANY} TLBIs, in at most {} CMD_SYNCs", SYNCS.end()),
         lab::wanted(&many.want),
         move |lab| {
             let caller = lab.caller(many.on)?;
@@ -375,8 +376,27 @@ fn none(cases: &mut Vec<Case>) {
             let _ = caller.call(&many.commands);
             let syncs = lab.control.stats()?.since(before).syncs;
             let mut finding = lab.shoot(std::slice::from_ref(&many))?;
-            if !(1..=MAX_SYNCS).contains(&syncs) {
+            if !SYNCS.contains(&syncs) {
                 finding.faults.push(format!("{syncs} CMD_SYNCs"));
+            }
+            Ok(finding)
+        },
+    ));
+    // All before a command that is refused have to be complete, for which it takes a CMD_SYNC.
+    let mut refused = Shot::tlbis(200).with_dma(150).fails(150, ErrorCode::Ill);
+    refused.commands[150] = Command::from_words(u64::from(CMD_SYNC), 0);
+    cases.push(Case::new(
+        "none-refused",
+        "control: entry 150 of 200 is refused, after a CMD_SYNC",
+        lab::wanted(&refused.want),
+        move |lab| {
+            let caller = lab.caller(refused.on)?;
+            let before = lab.control.stats()?;
+            let _ = caller.call(&refused.commands);
+            let syncs = lab.control.stats()?.since(before).syncs;
+            let mut finding = lab.shoot(std::slice::from_ref(&refused))?;
+            if syncs == 0 {
+                finding.faults.push("no CMD_SYNC".into());
             }
             Ok(finding)
         },
@@ -596,9 +616,9 @@ fn sync(cases: &mut Vec<Case>) {
             .with_dma(n)
     };
     cases.push(ill(10).case("sync-ill-once", "CERROR_ILL once, at the CMD_SYNC"));
-    cases.push(ill(LONG).case(
+    cases.push(ill(2500).case(
         "sync-ill-once-long",
-        "CERROR_ILL once, at the first CMD_SYNC of an array of 200",
+        "CERROR_ILL once, at the first CMD_SYNC of an array of 2500",
     ));
     for n in [1, 2] {
         let abt = Shot::tlbis(10)
@@ -674,6 +694,20 @@ fn stall(cases: &mut Vec<Case>) {
             finding.got = Some(got);
             Ok(finding)
         },
+    ));
+    // The CMD_SYNC behind entry 63 has completed all before, but for an ATC_INV that is sent again.
+    let mut commands = array(63, tlbi);
+    commands.extend((63..70).map(atc));
+    let mut again = Shot::new(On::Net, commands)
+        .rule(at_atc(Kind::AtcInvSync, 63))
+        .rule(at_atc(Kind::Stall(1500), 63))
+        .atc(times(1))
+        .stall(LIMIT - ms(100), LIMIT + ms(400))
+        .times_out(63);
+    again.want.num = Num::Is(63);
+    cases.push(again.case(
+        "stall-replay",
+        "the ATC_INV of entry 63 of 70 times out, and a stall of 1500 ms when it is replayed",
     ));
     let forever = Shot::tlbis(10)
         .rule(at_tlbi(Kind::Stall(0), 5))
