@@ -1,30 +1,39 @@
 #!/bin/bash
-# test.sh [GROUP...]: runs the tests, or the given groups of them. Ends with a
-# table and "N passed, N failed"; fails if any did. Runs in the build root.
+# test.sh [GROUP...]: runs the tests, or the given groups of them, two at a time.
+# Ends with a table and "N passed, N failed"; fails if any did. Runs in the build
+# root.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-passed=0 failed=0 table='' matrix=''
 start=$SECONDS
+# What the groups leave behind: GROUP.results, GROUP.matrix.
+out=$BUILD/test
 
-result() { # GROUP PASSED FAILED WHAT
-	passed=$((passed + $2)) failed=$((failed + $3))
-	table+=$(printf '%-10s %4d passed %4d failed   %s' "$1" "$2" "$3" "$4")$'\n'
+result() { # NAME PASSED FAILED WHAT
+	printf '%s\t%d\t%d\t%s\n' "$@" >>"$out/$group.results"
 	note "$1: $2 passed, $3 failed"
 }
 
-image() { # GROUP VARIANT: a kernel that cannot be built is one failed check
-	"$REPO/scripts/image.sh" "$2" && return
-	result "$1" 0 1 "the $2 kernel does not build"
+# once NAME WHAT COMMAND...: runs a command that several groups need, for the first
+# of them; if it fails, that is one failed check of each.
+once() {
+	local name=$1 what=$2
+	shift 2
+	(
+		flock 9
+		[[ -e $out/$name.done || -e $out/$name.broken ]] || if "$@"; then touch "$out/$name.done"; else touch "$out/$name.broken"; fi
+	) 9>"$out/$name.lock"
+	[[ -e $out/$name.done ]] && return
+	result "$group" 0 1 "$what"
 	return 1
 }
 
-initrd() { # GROUP
-	"$REPO/scripts/initrd.sh" && return
-	result "$1" 0 1 "the user-space programs do not build"
-	return 1
+image() { # VARIANT
+	once "image-$1" "the $1 kernel does not build" "$REPO/scripts/image.sh" "$1"
 }
+
+initrd() { once initrd "the user-space programs do not build" "$REPO/scripts/initrd.sh"; }
 
 # rows GROUP PROGRAM VARIANT SMP [COMMANDS BEFORE]: each row of the program's table
 # is a check.
@@ -55,7 +64,7 @@ group_userspace() {
 # files have to be among them.
 group_kunit() {
 	local log=$LOGS/kunit.kernel.log json suites missing='' counts suite
-	image kunit rust && initrd kunit || return 0
+	image rust && initrd || return 0
 	say "kunit: the unit tests in the kernel"
 	if ! NAME=kunit RUN=true APPEND="kunit.enable=1 kunit.autorun=1" "$REPO/scripts/boot.sh"; then
 		result kunit 0 1 "the kernel did not boot through its unit tests, or reported an error: $log"
@@ -75,7 +84,7 @@ group_kunit() {
 }
 
 group_demo() {
-	image demo rust && initrd demo || return 0
+	image rust && initrd || return 0
 	rows demo-smp1 vsmmu-demo rust 1
 	rows demo-smp4 vsmmu-demo rust 4
 }
@@ -84,7 +93,7 @@ group_demo() {
 # nothing fails there, the rows do not look.
 group_c() {
 	local log=$LOGS/demo-c.log rc=0 counts
-	image c c && initrd c || return 0
+	image c && initrd || return 0
 	say "c: the demo on the C kernel, where rows must fail"
 	NAME=demo-c VARIANT=c SMP=1 ALLOW='__alloc_frozen_pages' RUN=/vsmmu/vsmmu-demo "$REPO/scripts/boot.sh" >/dev/null || rc=$?
 	counts=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' "$log" | tail -n 1)
@@ -103,7 +112,7 @@ group_c() {
 group_kselftest() {
 	local variant program passed_here failed_here skipped
 	local -A fails_on_c=([tree/iommufd_arm_smmuv3]=40 [tree/iommufd_fail_nth]=1)
-	image kselftest rust && image kselftest c || return 0
+	image rust && image c || return 0
 	for variant in rust c; do
 		VARIANT=$variant "$REPO/scripts/kselftest.sh" >/dev/null || true
 		if [[ ! -e $LOGS/kselftest-$variant.counts ]]; then
@@ -111,7 +120,7 @@ group_kselftest() {
 			continue
 		fi
 		while read -r program passed_here failed_here skipped; do
-			matrix+="$program $variant $passed_here $failed_here $skipped"$'\n'
+			echo "$program $variant $passed_here $failed_here $skipped" >>"$out/$group.matrix"
 			if [[ $variant != c || ! ${fails_on_c[$program]-} ]]; then
 				result kselftest "$passed_here" "$failed_here" "$program, $variant kernel ($skipped skipped)"
 			elif ((failed_here >= ${fails_on_c[$program]} && passed_here > 5)); then
@@ -128,7 +137,7 @@ group_kselftest() {
 # The C kernel tells nobody of an error: if no row fails there, they do not look.
 group_faults() {
 	local name good bad what
-	image faults rust && image faults c && initrd faults || return 0
+	image rust && image c && initrd || return 0
 	rm -f "$LOGS"/faults-{rust,c}.counts
 	VARIANT=rust "$REPO/scripts/faults.sh" smp1 small4 msi4 >/dev/null || true
 	[[ -s $LOGS/faults-rust.counts ]] || result faults 0 1 "there is no emulator that fails on demand, or it does not run"
@@ -158,7 +167,7 @@ group_bench() {
 # both kernels, and where the SMMU fails on demand.
 group_relay() {
 	local name good bad what
-	image relay rust && image relay c && initrd relay || return 0
+	image rust && image c && initrd || return 0
 	rows relay-rust vsmmu-guest rust 2
 	rows relay-c vsmmu-guest c 2
 	rm -f "$LOGS/guest-rust.counts"
@@ -173,7 +182,7 @@ group_relay() {
 group_vmm() {
 	local variant counts
 	local -A phases=([rust]='' [c]='clean lost-va lost-asid lost-cd')
-	image vmm rust && image vmm c && initrd vmm || return 0
+	image rust && image c && initrd || return 0
 	for variant in rust c; do
 		# shellcheck disable=SC2086 # one argument a phase
 		VARIANT=$variant "$REPO/scripts/vmm.sh" ${phases[$variant]} >"$LOGS/vmm-$variant.table" || true
@@ -185,7 +194,7 @@ group_vmm() {
 
 group_modular() {
 	local root=$BUILD/modular/root
-	image modular modular && initrd modular || return 0
+	image modular && initrd || return 0
 	rm -rf "$root"
 	if ! logged modules "installing the modules" "$REPO/scripts/image.sh" modular -s INSTALL_MOD_PATH="$root" modules_install; then
 		result modular 0 1 "the modules cannot be installed"
@@ -196,25 +205,43 @@ group_modular() {
 }
 
 group_x86_64() {
-	image x86_64 x86_64 || return 0
+	image x86_64 || return 0
 	result x86_64 1 0 "the ioctl handler compiles for x86_64 without warnings"
 }
 
-mkdir -p "$LOGS"
-(($#)) || set -- userspace kunit demo kselftest faults relay vmm c bench modular x86_64
+# The long ones first, so that none is left over in the end.
+all=(kselftest faults vmm demo modular kunit relay c bench x86_64 userspace)
+(($#)) || set -- "${all[@]}"
 for group in "$@"; do
-	"group_$group"
+	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"
 done
 
-printf '\n%s\n' "$table"
+rm -rf "$out"
+mkdir -p "$LOGS" "$out"
+for group in "$@"; do
+	while (($(jobs -rp | wc -l) >= 2)); do wait -n || true; done
+	(
+		"group_$group"
+		touch "$out/$group.end"
+	) &
+done
+wait
+
+for group in "$@"; do
+	[[ -e $out/$group.end ]] || result "$group" 0 1 "the group did not run to its end, see above"
+done
+echo
+(cd "$out" && cat "${@/%/.results}") | awk -F '\t' '{ printf "%-10s %4d passed %4d failed   %s\n", $1, $2, $3, $4 }'
+echo
 # Self-tests by kernel: passed, failed, skipped.
-[[ ! $matrix ]] || awk '
+if [[ -e $out/kselftest.matrix ]]; then awk '
 	NF == 5 { if (!($1 in seen)) { seen[$1] = 1; order[++n] = $1 } cell[$1, $2] = sprintf("%d / %d / %d", $3, $4, $5) }
 	END {
 		printf "%-30s %18s %18s\n", "pass / fail / skip", "rust", "c"
 		for (i = 1; i <= n; i++) printf "%-30s %18s %18s\n", order[i], cell[order[i], "rust"], cell[order[i], "c"]
 		print ""
-	}' <<<"$matrix"
+	}' "$out/kselftest.matrix"; fi
 printf 'in %d min %d s; logs are in %s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "$LOGS"
+read -r passed failed < <(cd "$out" && cat "${@/%/.results}" | awk -F '\t' '{ p += $2; f += $3 } END { print p + 0, f + 0 }')
 printf '%d passed, %d failed\n' "$passed" "$failed"
 ((failed == 0 && passed > 0))
