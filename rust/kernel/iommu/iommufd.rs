@@ -287,7 +287,8 @@ pub trait CacheInvalidate: Sync {
     ///
     /// `Ok` says that all is well so far. The core calls again for what is left, so that a driver
     /// which works in blocks needs no loop, no check for signals and no `cond_resched()` of its
-    /// own. It must complete at least one request to be called again.
+    /// own, unless it handles several blocks in a call. It must complete at least one request to be
+    /// called again.
     ///
     /// An error is about the first request that is not complete. Those before it stay complete.
     ///
