@@ -12,8 +12,8 @@
 //! 3. marks its slots as valid.
 //! 4. if it is the owner: waits for the owner before it, ends the reserving in its range, waits
 //!    until all of the range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
-//! 5. waits until the SMMU has completed the `CMD_SYNC`, or without one has consumed the commands if
-//!    it wants to know that, and looks whether the SMMU found fault with one of its slots.
+//! 5. waits until the SMMU has completed the `CMD_SYNC`, or without one has consumed the commands
+//!    if it wants to know that, and looks whether the SMMU found fault with one of its slots.
 //!
 //! So batches are never mixed with each other: the slots of one follow each other, and its
 //! `CMD_SYNC` is the first one after its commands.
@@ -325,8 +325,8 @@ impl<P: Port> Cmdq<P> {
 
     /// Puts `cmds` into the queue, with a `CMD_SYNC` behind them if they are to be complete.
     ///
-    /// With [`Wait::No`] or [`Wait::Complete`], this is what `__arm_smmu_cmdq_issue_cmdlist()` is in
-    /// C, and gives the same ordering:
+    /// With [`Wait::No`] or [`Wait::Complete`], this is what `__arm_smmu_cmdq_issue_cmdlist()` is
+    /// in C, and gives the same ordering:
     /// * What was written to memory before the call, the SMMU sees when it gets to the commands.
     /// * What is written after it, with [`Wait::Complete`], is written after the commands are
     ///   complete.
@@ -334,8 +334,8 @@ impl<P: Port> Cmdq<P> {
     ///
     /// [`Wait::Consumed`] is for somebody with many commands, who completes all of them in the end,
     /// but is to learn of each command that the SMMU finds fault with, and to have no more of the
-    /// queue's slots at a time than one batch takes. The `CMD_SYNC` that replaces a command at fault
-    /// completes all before it.
+    /// queue's slots at a time than one batch takes. The `CMD_SYNC` that replaces a command at
+    /// fault completes all before it.
     ///
     /// A `CMD_ATC_INV` goes with [`Wait::Complete`] only: that it has timed out shows at the next
     /// `CMD_SYNC`, which is to be the one of its own batch.
@@ -343,9 +343,10 @@ impl<P: Port> Cmdq<P> {
     /// There must be room for `cmds` and a `CMD_SYNC` in the smallest queue, so 127 commands at
     /// most.
     ///
-    /// Of several commands that the SMMU finds fault with, the first one is reported, and all before
-    /// it are complete by then. With [`Wait::No`], nobody learns of such commands, and the only
-    /// failures are of the wait for room. After such a failure, none of the commands was issued.
+    /// Of several commands that the SMMU finds fault with, the first one is reported, and all
+    /// before it are complete by then. With [`Wait::No`], nobody learns of such commands, and the
+    /// only failures are of the wait for room. After such a failure, none of the commands was
+    /// issued.
     ///
     /// To be called in any context but an NMI. Disables interrupts.
     #[inline]
@@ -525,8 +526,8 @@ impl<P: Port> Cmdq<P> {
             self.wait_until_consumed(end)
         };
         // Whoever services an error records it before the acknowledgment, without which the SMMU
-        // does not get as far as to complete the CMD_SYNC, nor past the slot. What shows that it has
-        // is read with an acquire, so that the record shows too.
+        // does not get as far as to complete the CMD_SYNC, nor past the slot. What shows that it
+        // has is read with an acquire, so that the record shows too.
         let errors = if self.records.any() {
             self.take_errors(start..end, cmds.len())
         } else {

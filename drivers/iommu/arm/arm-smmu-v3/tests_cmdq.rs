@@ -895,8 +895,8 @@ mod single {
         Ok(())
     }
 
-    /// Who waits for no more than consumption gets no `CMD_SYNC`, leaves nothing in front of others,
-    /// and nothing complete before the next `CMD_SYNC`.
+    /// Who waits for no more than consumption gets no `CMD_SYNC`, leaves nothing in front of
+    /// others, and nothing complete before the next `CMD_SYNC`.
     #[test]
     fn consumed() -> Result {
         assert!(each(|bench| {
@@ -1140,8 +1140,8 @@ fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (us
         _ => random.below(5),
     } as usize;
     let is_faulty = random.one_in(faulty);
-    // A guest's commands of all kinds, or the host's for the ATC, or the host's others, or a guest's
-    // without any for the ATC.
+    // A guest's commands of all kinds, or the host's for the ATC, or the host's others, or a
+    // guest's without any for the ATC.
     let (wait, atc_invs) = match random.below(8) {
         0 | 1 => (Wait::Complete, 2),
         2 | 3 => (Wait::Complete, 1),

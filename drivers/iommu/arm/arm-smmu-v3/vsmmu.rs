@@ -48,7 +48,8 @@ impl Request for GuestCmds {
 /// consumed may still be under way in the SMMU, where the `CMD_SYNC` of somebody else waits for it
 /// as well: so there is a limit, which the driver's own long invalidations do not have.
 ///
-/// The SMMUs that need a `CMD_SYNC` for each command (`ARM_SMMU_OPT_CMDQ_FORCE_SYNC`) have no vSMMUs.
+/// The SMMUs that need a `CMD_SYNC` for each command (`ARM_SMMU_OPT_CMDQ_FORCE_SYNC`) have no
+/// vSMMUs.
 const RUN: usize = 8;
 
 impl CacheInvalidate for Vsmmu {

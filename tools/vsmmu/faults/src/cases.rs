@@ -368,7 +368,10 @@ fn none(cases: &mut Vec<Case>) {
     let many = Shot::tlbis(MANY).with_dma(MANY);
     cases.push(Case::new(
         "none-syncs",
-        format!("control: {MANY} TLBIs, in at most {} CMD_SYNCs", SYNCS.end()),
+        format!(
+            "control: {MANY} TLBIs, in at most {} CMD_SYNCs",
+            SYNCS.end()
+        ),
         lab::wanted(&many.want),
         move |lab| {
             let caller = lab.caller(many.on)?;
