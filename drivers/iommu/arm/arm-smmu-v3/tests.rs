@@ -316,6 +316,21 @@ mod sanitiser {
         }
     }
 
+    /// Commands without an address have no range either, not even one that would make sense.
+    #[test]
+    fn no_range() {
+        for features in all_features() {
+            for opcode in [TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NSNH_ALL] {
+                for (num, scale, tg, ttl) in
+                    [(1, 0, 1, 0), (0, 1, 2, 0), (0, 0, 3, 1), (7, 3, 1, 3)]
+                {
+                    assert!(is_legal(&features, opcode));
+                    assert!(!is_legal(&features, range(opcode, num, scale, tg, ttl)));
+                }
+            }
+        }
+    }
+
     /// A block is sanitised up to the first command that is illegal, which is left alone.
     #[test]
     fn block() {
