@@ -262,10 +262,12 @@ impl Cmdq {
         if long {
             while count < most && in_window as usize == call.window.commands().len() {
                 let (address, more) = (self.address(count), most - count);
-                in_window = match call.window.fetch(call.memory, address, more) {
-                    Ok(()) => call.window.run(call.vmm, more),
-                    Err(Unreadable) => 0,
-                };
+                if let Err(Unreadable) = call.window.fetch(call.memory, address, more) {
+                    // It is an error when CONS has got there.
+                    in_window = 0;
+                    break;
+                }
+                in_window = call.window.run(call.vmm, more);
                 count += in_window;
             }
         }

@@ -2,10 +2,13 @@
 
 //! What the guest sees of each answer of the kernel's, row by row, and that each call ends.
 
+use std::cell::Cell;
+
 use libc::{EAGAIN, EBADF, EFAULT, EINTR, EINVAL, EIO, ENOMEM, ETIMEDOUT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vsmmu_relay::{
-    Batch, Cmdq, Command, Config, Handled, HostError, Outcome, Progress, Signal, Vmm,
+    Batch, Cmdq, Command, Config, Handled, HostError, Memory, Outcome, Progress, Signal,
+    Unreadable, Vmm,
 };
 
 const CR0: u64 = 0x20;
@@ -484,6 +487,72 @@ fn memory_that_is_not_there() {
     assert_eq!(guest.acknowledge(), DONE);
     guest.has(2, 3);
     assert_eq!(guest.vmm.interrupts, 2);
+}
+
+/// Memory of another kind, which has an address in this process for more than can be read, or changes its
+/// mind about that.
+struct Fickle<'a> {
+    memory: &'a GuestMemoryMmap<()>,
+    /// What begins here cannot be read.
+    end: u64,
+    /// It has an address so many times.
+    addresses: Cell<u32>,
+}
+
+impl Memory for Fickle<'_> {
+    fn fetch(&self, address: u64, buf: &mut [u8]) -> Result<(), Unreadable> {
+        if address + buf.len() as u64 > self.end {
+            return Err(Unreadable);
+        }
+        self.memory.fetch(address, buf)
+    }
+
+    fn with_host_address<T>(
+        &self,
+        address: u64,
+        len: usize,
+        f: impl FnOnce(u64) -> T,
+    ) -> Option<T> {
+        let left = self.addresses.get().checked_sub(1)?;
+        self.addresses.set(left);
+        self.memory.with_host_address(address, len, f)
+    }
+}
+
+#[test]
+fn memory_that_has_an_address_and_cannot_be_read() {
+    for readable in [80, 63, 40] {
+        let mut guest = Guest::exact(&[]);
+        for i in 0..100 {
+            guest.put(i, TLBI);
+        }
+        guest.queue.write(PROD, 4, 100);
+        let memory = Fickle {
+            memory: &guest.memory,
+            end: RING + 16 * readable,
+            addresses: Cell::new(u32::MAX),
+        };
+        assert_eq!(guest.queue.process(&memory, &mut guest.vmm), DONE);
+        guest.has(2, readable);
+        assert_eq!(guest.vmm.calls, [(readable as u32, true)]);
+    }
+}
+
+#[test]
+fn memory_that_has_no_address_any_more() {
+    let mut guest = Guest::exact(&[]);
+    for i in 0..100 {
+        guest.put(i, TLBI);
+    }
+    guest.queue.write(PROD, 4, 100);
+    let memory = Fickle {
+        memory: &guest.memory,
+        end: u64::MAX,
+        addresses: Cell::new(1),
+    };
+    assert_eq!(guest.queue.process(&memory, &mut guest.vmm), DONE);
+    guest.is_fine_at(100);
+    assert_eq!(guest.vmm.calls, [(63, false), (37, false)]);
 }
 
 /// GERRORN that says an error were acknowledged which there is not: an error that is active.
