@@ -6,7 +6,7 @@
 //! So that it runs anywhere, the guest is a few lines at the end, and the kernel is made up: it finds the
 //! third command that it sees illegal. [`Kernel::Iommufd`] is the real one.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -101,8 +101,9 @@ impl Vmm for Rest {
 struct Smmu {
     queue: Cmdq,
     rest: Rest,
-    /// To the thread that consumes commands.
-    kick: Sender<()>,
+    /// To the thread that consumes commands. There is room for one: a guest that writes registers while
+    /// the host has a problem must not fill the VMM's memory.
+    kick: SyncSender<()>,
 }
 
 impl Smmu {
@@ -122,7 +123,7 @@ impl Smmu {
             self.rest.gerrorn = value as u32 & MSI_CMDQ_ABT_ERR;
         }
         if self.queue.write(offset, len, value) {
-            let _ = self.kick.send(());
+            let _ = self.kick.try_send(());
         }
     }
 }
@@ -154,7 +155,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )])?);
     // The flags are those of the hw_info of the SMMU; 2 stands for a kernel that answers exactly.
     let config = Config::new(2);
-    let (kick, kicks) = mpsc::channel();
+    let (kick, kicks) = mpsc::sync_channel(1);
     let smmu = Arc::new(Mutex::new(Smmu {
         queue: Cmdq::new(config),
         rest: Rest {
