@@ -107,7 +107,7 @@ impl Cmdq {
 
     /// Takes over what has been saved, on another host perhaps: all of [`Config`] may be different, but for
     /// [`Config::cmdqs`], which the guest knows. Bits that the registers do not have are dropped, so that
-    /// the state need not come from a friend.
+    /// the state need not come from a friend. There may be commands left to [process](Cmdq::process).
     pub fn restore(&mut self, state: State) {
         self.state = State {
             base: state.base & BASE_WRITABLE,

@@ -32,7 +32,8 @@
 //! * If that fails, the problem is the host's. The guest is shown nothing, its queue stands still, and
 //!   the VMM calls [`Cmdq::process`] again when it thinks fit.
 //! * It saves and restores the queue with [`Cmdq::state`] and [`Cmdq::restore`], and resets it with
-//!   [`Cmdq::reset`]. Between two calls there is no other state.
+//!   [`Cmdq::reset`]. Between two calls there is no other state. After [`Cmdq::restore`] it calls
+//!   [`Cmdq::process`]: commands may be left that no further write of the guest's tells of.
 //!
 //! # Example
 //!

@@ -155,7 +155,8 @@ struct Call<'a, M: ?Sized, V: ?Sized> {
 
 impl Cmdq {
     /// Consumes what is in the queue, until it is empty or has an error: to be called after each write of
-    /// the guest to one of its registers, and when [`Progress::More`] or an error was the last word.
+    /// the guest to one of its registers, after [`Cmdq::restore`], and when [`Progress::More`] or an error
+    /// was the last word.
     ///
     /// # Errors
     ///

@@ -251,6 +251,20 @@ fn a_time_out_is_migrated() {
     guest.is_fine_at(0);
 }
 
+/// The guest has done all that it has to.
+#[test]
+fn what_is_left_is_migrated() {
+    let mut guest = Guest::exact(&[answer(ETIMEDOUT, 1, 0)]);
+    let error = Err(HostError { errno: ETIMEDOUT });
+    assert_eq!(guest.queue(&FOUR), error);
+    let mut queue = Cmdq::new(Config::new(0));
+    queue.restore(guest.queue.state());
+    guest.queue = queue;
+    assert_eq!(guest.process(), DONE);
+    guest.is_fine_at(5);
+    assert_eq!(guest.vmm.calls, [(4, true), (3, true)]);
+}
+
 /// Each is reported after some attempts, with the queue at the first command that may not be complete,
 /// and the guest sees no error.
 #[test]
