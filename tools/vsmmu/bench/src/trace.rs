@@ -43,6 +43,16 @@ fn with_our_sid(command: Command) -> Command {
     }
 }
 
+/// All commands that the guest has queued, CMD_SYNCs among them, in their order.
+pub fn recorded() -> impl Iterator<Item = Command> {
+    parse(LINUX).map(with_our_sid)
+}
+
+/// Whether it is a CMD_SYNC.
+pub fn is_sync(command: Command) -> bool {
+    opcode(command) == CMD_SYNC
+}
+
 /// What a VMM has to do for the guest up to each CMD_SYNC. What it does not forward is left out, as are
 /// CMD_SYNCs with nothing before them.
 fn batches(commands: impl Iterator<Item = Command>) -> Vec<Vec<Command>> {
@@ -51,7 +61,7 @@ fn batches(commands: impl Iterator<Item = Command>) -> Vec<Vec<Command>> {
         let batch = batches.last_mut().expect("there is always one");
         match opcode(command) {
             CMD_SYNC if !batch.is_empty() => batches.push(Vec::new()),
-            opcode if op::FORWARDABLE.contains(&opcode) => batch.push(with_our_sid(command)),
+            opcode if op::FORWARDABLE.contains(&opcode) => batch.push(command),
             _ => {}
         }
     }
@@ -60,7 +70,7 @@ fn batches(commands: impl Iterator<Item = Command>) -> Vec<Vec<Command>> {
 }
 
 /// What a guest sends in place of `command` if its SMMU has no range invalidation: a TLBI for each page.
-fn without_range(command: Command) -> Vec<Command> {
+pub fn without_range(command: Command) -> Vec<Command> {
     let [w0, w1] = command.words();
     if opcode(command) != op::TLBI_NH_VA || w1 >> 10 & 3 == 0 {
         return vec![command];
@@ -81,7 +91,7 @@ fn play(smmu: &NestedSmmu, batches: &[Vec<Command>]) -> Result<(), Box<dyn Error
 
 /// The traces, by the names of their figures.
 pub fn traces() -> [(&'static str, Vec<Vec<Command>>); 2] {
-    let plain = batches(parse(LINUX));
+    let plain = batches(recorded());
     let pages = plain
         .iter()
         .map(|batch| batch.iter().copied().flat_map(without_range).collect())
@@ -108,8 +118,8 @@ mod tests {
 
     /// As a script counts them that reads the file.
     #[test]
-    fn recorded() {
-        assert_eq!(parse(LINUX).count(), 3406);
+    fn linux() {
+        assert_eq!(recorded().count(), 3406);
         let [(_, plain), (_, pages)] = traces();
         assert_eq!(plain.len(), 1681);
         assert!(plain.iter().all(|batch| batch.len() == 1));
