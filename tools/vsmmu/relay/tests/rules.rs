@@ -306,6 +306,16 @@ fn what_is_complete_before_a_problem_is_not_sent_again() {
     assert_eq!(guest.vmm.calls, [(4, true), (2, true)]);
 }
 
+/// However often: only what fails in vain is given up.
+#[test]
+fn each_step_forward_counts() {
+    let commands = [TLBI; 10];
+    let mut guest = Guest::exact(&[answer(EINTR, 1, 0); 9]);
+    assert_eq!(guest.queue(&commands), DONE);
+    guest.is_fine_at(10);
+    assert_eq!(guest.vmm.calls.len(), 10);
+}
+
 /// With some errors the kernel leaves the argument as it was: as if all were complete.
 #[test]
 fn a_count_that_nobody_wrote() {
@@ -350,6 +360,12 @@ fn counts_are_not_believed_without_the_flag() {
     assert_eq!(guest.acknowledge(), DONE);
     guest.is_fine_at(5);
     assert_eq!(guest.vmm.calls[4..], [(1, true)]);
+    // So do those behind commands that have gone by themselves, in the same call.
+    let mut guest = Guest::fallback(&[answer(EIO, 1, 0)]);
+    assert_eq!(guest.queue(&[TLBI, TLBI, SYNC, TLBI, TLBI, TLBI]), DONE);
+    guest.is_fine_at(6);
+    let calls = [(2, true), (1, true), (1, true), (3, true)];
+    assert_eq!(guest.vmm.calls, calls);
 }
 
 #[test]
