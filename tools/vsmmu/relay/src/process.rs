@@ -26,6 +26,9 @@ const ATTEMPTS: u32 = 3;
 pub trait Vmm {
     /// Has the kernel execute the commands, and gives its answer as it is:
     /// [`iommufd::invalidate()`](crate::iommufd::invalidate).
+    ///
+    /// There is one vIOMMU for all devices of the queue. Before the first of them is plugged in there may be
+    /// none: then nothing is cached, and the answer is that all are done.
     fn invalidate(&mut self, batch: Batch<'_>) -> Outcome;
 
     /// Whether the command is one for the kernel. If not, [`Vmm::command`] gets it. Never called for a
