@@ -254,6 +254,25 @@ mod tests {
     }
 
     #[test]
+    fn as_large_as_can_be() {
+        let mut queue = Cmdq::new(Config {
+            cmdqs: 19,
+            ..Config::new(0)
+        });
+        queue.write(CMDQ_BASE, 8, 0x12_3456_7fe0 | 19);
+        assert_eq!(queue.entries(), 1 << 19);
+        assert_eq!(queue.address(0), 0x12_3400_0000);
+        queue.write(CMDQ_CONS, 4, 0xf_ffff);
+        queue.write(CMDQ_PROD, 4, 0x7_ffff);
+        assert_eq!((queue.left(), queue.contiguous()), (1 << 19, 1));
+        assert_eq!(queue.address(0), 0x12_347f_fff0);
+        queue.advance(1);
+        assert_eq!(queue.read(CMDQ_CONS, 4), Some(0));
+        assert_eq!((queue.left(), queue.contiguous()), (0x7_ffff, 0x7_ffff));
+        assert_eq!(queue.address(0x7_ffff), 0x12_347f_fff0);
+    }
+
+    #[test]
     fn written_only_while_it_is_off() {
         let mut queue = queue(4);
         assert!(queue.write(CMDQ_CONS, 4, 0xffff_ffff));
