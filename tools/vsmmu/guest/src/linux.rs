@@ -69,7 +69,9 @@ impl Vmm for Machine {
     }
 
     fn sync(&mut self, signal: Signal) {
-        if let Signal::Irq { address, data } = signal {
+        if let Signal::Irq { address, data } = signal
+            && address != 0
+        {
             // If there is no memory, the guest does not get it.
             let at = GuestAddress(address);
             let _ = self.parts.memory.write_obj(data.to_le(), at);

@@ -85,6 +85,11 @@ impl Vmm for Rest {
         let Signal::Irq { address, data } = signal else {
             return;
         };
+        if address == 0 {
+            // The wired interrupt is all that the guest asks for.
+            return;
+        }
+        // A VMM whose guest has an ITS looks first whether it is that which is written to.
         let written = self.memory.write_obj(data.to_le(), GuestAddress(address));
         if written.is_err() && (self.gerror ^ self.gerrorn) & MSI_CMDQ_ABT_ERR == 0 {
             self.gerror ^= MSI_CMDQ_ABT_ERR;
