@@ -23,7 +23,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use vsmmu_nested::cmd::op;
-use vsmmu_nested::{Command, ErrorCode};
+use vsmmu_nested::{Command, ErrorCode, Outcome};
 
 use crate::control::{Kind, Rule};
 use crate::lab::{
@@ -329,6 +329,15 @@ fn each_index(shot: fn(usize, usize) -> Shot) -> Vec<Shot> {
     (0..LONG).map(|k| shot(k, LONG)).collect()
 }
 
+/// Makes the call of a shot, and counts the CMD_SYNCs that the SMMU consumes meanwhile.
+fn call_and_count(lab: &mut Lab, shot: &Shot) -> Result<(Outcome, u64), Error> {
+    let caller = lab.caller(shot.on)?;
+    lab.control.set(&shot.rules)?;
+    let before = lab.control.stats()?;
+    let (outcome, _) = caller.call(&shot.commands);
+    Ok((outcome, lab.control.stats()?.since(before).syncs))
+}
+
 /// All rows, in their order.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -374,10 +383,7 @@ fn none(cases: &mut Vec<Case>) {
         ),
         lab::wanted(&many.want),
         move |lab| {
-            let caller = lab.caller(many.on)?;
-            let before = lab.control.stats()?;
-            let _ = caller.call(&many.commands);
-            let syncs = lab.control.stats()?.since(before).syncs;
+            let (_, syncs) = call_and_count(lab, &many)?;
             let mut finding = lab.shoot(std::slice::from_ref(&many))?;
             if !SYNCS.contains(&syncs) {
                 finding.faults.push(format!("{syncs} CMD_SYNCs"));
@@ -393,10 +399,7 @@ fn none(cases: &mut Vec<Case>) {
         "control: entry 150 of 200 is refused, after a CMD_SYNC",
         lab::wanted(&refused.want),
         move |lab| {
-            let caller = lab.caller(refused.on)?;
-            let before = lab.control.stats()?;
-            let _ = caller.call(&refused.commands);
-            let syncs = lab.control.stats()?.since(before).syncs;
+            let (_, syncs) = call_and_count(lab, &refused)?;
             let mut finding = lab.shoot(std::slice::from_ref(&refused))?;
             if syncs == 0 {
                 finding.faults.push("no CMD_SYNC".into());
@@ -679,11 +682,7 @@ fn stall(cases: &mut Vec<Case>) {
         "nothing is consumed any more from entry 500 of 1000 on",
         lab::wanted(&unknown.want),
         move |lab| {
-            let caller = lab.caller(unknown.on)?;
-            lab.control.set(&unknown.rules)?;
-            let before = lab.control.stats()?;
-            let (got, _) = caller.call(&unknown.commands);
-            let syncs = lab.control.stats()?.since(before).syncs;
+            let (got, syncs) = call_and_count(lab, &unknown)?;
             // Which cleans up as well.
             let mut finding = lab.shoot(&[Shot::tlbis(1)])?;
             if got.errno != libc::ETIMEDOUT
