@@ -23,9 +23,12 @@
 . "$(dirname "$0")/lib.sh"
 
 image=$BUILD/${VARIANT:-rust}/Image
+log=$LOGS/${NAME:-boot}.log
 klog=$LOGS/${NAME:-boot}.kernel.log
-[[ -e $image ]] || die "$image does not exist; run: make image VARIANT=${VARIANT:-rust}"
 mkdir -p "$LOGS"
+# What an earlier run has left there is not to be taken for this one's.
+[[ ! ${RUN-} ]] || for file in "$log" "$klog"; do : >"$file"; done
+[[ -e $image ]] || die "$image does not exist; run: make image VARIANT=${VARIANT:-rust}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -58,8 +61,8 @@ fi
 
 rc=0
 "${cmd[@]}" -append "$append ${APPEND-}" -serial "file:$klog" -serial stdio "${more[@]}" </dev/null |
-	tee "$LOGS/${NAME:-boot}.log" | sed -u '/^vsmmu-job-exit [0-9]*$/d' || rc=${PIPESTATUS[0]}
-status=$(tail -n 1 "$LOGS/${NAME:-boot}.log" | sed -n 's/^vsmmu-job-exit \([0-9]*\)$/\1/p')
+	tee "$log" | sed -u '/^vsmmu-job-exit [0-9]*$/d' || rc=${PIPESTATUS[0]}
+status=$(tail -n 1 "$log" | sed -n 's/^vsmmu-job-exit \([0-9]*\)$/\1/p')
 
 # What the kernel must not say, whatever the command's own verdict.
 bad='WARNING:|BUG:|Oops|Internal error|Kernel panic|UBSAN|KASAN|refcount_t'
