@@ -57,9 +57,9 @@ boot() { # NAME JOB
 }
 
 # A line for each program: passed, failed, skipped. One that did not tell its
-# totals, or whose exit status does not fit them, has failed. A line of its own
-# for the boot: programs that are expected to fail must not hide an error of the
-# kernel.
+# totals, in which nothing passed, or whose exit status does not fit them, has
+# failed. A line of its own for the boot: programs that are expected to fail must not
+# hide an error of the kernel.
 count() { # NAME STATUS-OF-BOOT KERNEL-LOG PROGRAM...
 	local log=$LOGS/$1.log rc=$2 kernel=$3
 	shift 3
@@ -75,7 +75,7 @@ count() { # NAME STATUS-OF-BOOT KERNEL-LOG PROGRAM...
 			n = split(programs, list, " ")
 			for (i = 1; i <= n; i++) {
 				p = list[i]
-				if (!(p in fail)) fail[p] = 1
+				if (!(p in fail) || !pass[p] && !fail[p]) fail[p] = 1
 				printf "%s %d %d %d\n", p, pass[p], fail[p], skip[p]
 			}
 			printf "%s %d %d 0\n", kernel, !rc, !!rc
