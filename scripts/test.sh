@@ -1,5 +1,6 @@
 #!/bin/bash
-# test.sh [GROUP...]: runs the tests, or the given groups of them, two at a time.
+# test.sh [GROUP...]: runs the tests, or the given groups of them, two at a time if
+# there are as many CPUs.
 # Ends with a table and "N passed, N failed"; fails if any did. Runs in the build
 # root.
 
@@ -221,11 +222,16 @@ all=(kselftest faults vmm demo modular kunit relay c bench x86_64 userspace)
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"
 done
+# Each once, as it has its logs for itself.
+mapfile -t groups < <(printf '%s\n' "$@" | awk '!seen[$0]++')
+set -- "${groups[@]}"
+at_a_time=$(($(nproc) < 2 ? 1 : 2))
 
+lock "$BUILD/.test.lock"
 rm -rf "$out"
 mkdir -p "$LOGS" "$out"
 for group in "$@"; do
-	while (($(jobs -rp | wc -l) >= 2)); do wait -n || true; done
+	while (($(jobs -rp | wc -l) >= at_a_time)); do wait -n || true; done
 	(
 		"group_$group"
 		touch "$out/$group.end"
