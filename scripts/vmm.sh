@@ -96,6 +96,9 @@ row end $rc "L1 runs to its end, with nothing bad in its log" "status $rc"
 for what; do
 	grep -q "^$what|" "$rows" || row "$what" 1 "L2 runs this phase" "it has not"
 done
+# The C kernel has no statistics; on the other one they must not go missing.
+[[ $variant == c ]] || grep -q "^end|[^|]*|L1's statistics" "$rows" ||
+	row end 1 "L1's statistics are those of the physical SMMU" "there are none"
 
 if [[ " $* " == *' clean '* ]]; then
 	# The disk, from outside: L2 has copied parts 0 to 3.
