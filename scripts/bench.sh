@@ -118,7 +118,7 @@ group_counts() {
 	wait "$counter"
 	jq -c --rawfile marks "$out/$1.marks" '
 		($marks | split("\n") | map(select(. != "") | split(" ") | map(tonumber))) as $marks
-		| . as $case | ($marks[] | select(.[0] == $case.mark)) as $seen
+		| . as $case | (first($marks[] | select(.[0] == $case.mark)) // error("no marks of \($case) in the trace")) as $seen
 		| select($case.mark > 0)
 		| . + {reads: ($seen[1] - $marks[0][1]), writes: ($seen[2] - $marks[0][2]), syncs: ($seen[3] - $marks[0][3])}' \
 		"$out/$1.marked"
