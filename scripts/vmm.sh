@@ -8,7 +8,7 @@
 #	VARIANT		which kernel: rust (default) or c
 #	QEMU		an emulator for L1 whose SMMU fails on demand (the one that qemu.sh builds)
 #	QEMU_ARGS	more arguments for it
-#	TIMEOUT		seconds after which L1 is ended (1800)
+#	TIMEOUT		seconds after which L1 is ended (900)
 #
 # L2's kernel is the C one, build/c/Image, whichever L1's is.
 
@@ -88,7 +88,7 @@ while IFS='|' read -r kind a b c; do
 	count) printf '%s|%s|%s\n' "$a" "${mnemonic[$b]-$b}" "$c" >>"$counts" ;;
 	note) note "$a" ;;
 	esac
-done < <(NAME=$name VARIANT=$variant SMP=2 QEMU_ARGS="$args ${QEMU_ARGS-}" ALLOW=$allow TIMEOUT=${TIMEOUT:-1800} \
+done < <(NAME=$name VARIANT=$variant SMP=2 QEMU_ARGS="$args ${QEMU_ARGS-}" ALLOW=$allow TIMEOUT=${TIMEOUT:-900} \
 	FILES="$root $work/l1" RUN=$(<"$REPO/scripts/vmm/l1") "$REPO/scripts/boot.sh")
 wait $! || rc=$?
 
