@@ -63,15 +63,18 @@ done
 mkfifo "$work/qmp.in" "$work/qmp.out"
 exec 3<>"$work/qmp.in" 4<>"$work/qmp.out"
 dump() { # waits for the guest's end and has QEMU write the queue to a file
-	local line base
+	local line base prod
 	printf '{"execute":"qmp_capabilities"}\n' >&3
 	while read -r line <&4; do [[ $line != *'"SHUTDOWN"'* ]] || break; done
 	# The registers CMDQ_BASE (0x90) and CMDQ_PROD (0x98):
 	# what was written to them last.
 	last() { grep -aoiP "smmuv3_write_mmio addr: 0x$1 val:0x\K[0-9a-f]+" "$work/trace" | tail -n 1; }
-	base=$((0x$(last 90) & 0xfffffffffffe0)) count=$((0x$(last 98) & 0x7ffff))
+	base=0x$(last 90) prod=0x$(last 98)
+	# The lowest bits of CMDQ_BASE are the size of the queue. With the wrap bit set,
+	# it would hold the last commands only.
+	((prod >> (base & 0x1f) == 0)) || note "the queue has wrapped: have the guest do less"
 	printf '{"execute":"pmemsave","arguments":{"val":%d,"size":%d,"filename":"%s"}}\n' \
-		"$base" $((count * 16)) "$work/queue" >&3
+		$((base & 0xfffffffffffe0)) $((prod * 16)) "$work/queue" >&3
 	printf '{"execute":"quit"}\n' >&3
 }
 dump &
