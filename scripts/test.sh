@@ -196,6 +196,7 @@ group_vmm() {
 		counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$LOGS/vmm-$variant.table" | tail -n 1)
 		counts=${counts:-0 0}
 		result vmm "${counts% *}" "${counts#* }" "QEMU with a vSMMU on the $variant kernel: ${phases[$variant]:-all phases}"
+		[[ ${counts#* } == 0 ]] || note "the table is $LOGS/vmm-$variant.table"
 	done
 }
 

@@ -51,6 +51,8 @@ fetch() {
 		dpkg-deb -x "$deb" "$work/root"
 		case ${deb##*/} in qemu-system-arm_*) found=$(dpkg-deb -f "$deb" Version) ;; esac
 	done
+	dpkg --compare-versions "$found" ge 1:11.1 ||
+		die "the mirror has QEMU $found, and only 11.1 and later have an accelerated vSMMU; put a version that it has into scripts/vmm.source"
 	[[ $found == "$version" ]] ||
 		note "note: the QEMU in scripts/vmm.source is no longer on the mirror; taking the newest of the backports, $found"
 	libs=usr/lib/aarch64-linux-gnu
