@@ -53,6 +53,7 @@ kunit: tree ## the unit tests, in the booted kernel
 	@scripts/enter scripts/test.sh kunit
 
 kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
+	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/kselftest.sh $(ONLY)
 
 faults: tree ## tests on an SMMU that fails on demand, VARIANT only

@@ -116,7 +116,7 @@ group_c() {
 group_kselftest() {
 	local variant program passed_here failed_here skipped
 	local -A fails_on_c=([tree/iommufd_arm_smmuv3]=40 [tree/iommufd_fail_nth]=1)
-	image rust && image c || return 0
+	image rust && image c && initrd || return 0
 	for variant in rust c; do
 		VARIANT=$variant "$REPO/scripts/kselftest.sh" >/dev/null || true
 		if [[ ! -e $LOGS/kselftest-$variant.counts ]]; then
