@@ -521,9 +521,9 @@ impl<P: Port> Cmdq<P> {
         }
 
         let waited = if sync {
-            self.wait_for_sync(sync_at)
+            self.wait_for(true, || self.look_at_sync(sync_at))
         } else {
-            self.wait_until_consumed(end)
+            self.wait_for(false, || self.look_at_cons(end))
         };
         // Whoever services an error records it before the acknowledgment, without which the SMMU
         // does not get as far as to complete the CMD_SYNC, nor past the slot. What shows that it
@@ -735,25 +735,15 @@ impl<P: Port> Cmdq<P> {
         (at - next < 1 << self.shift).then_some(at)
     }
 
-    /// Waits until the `CMD_SYNC` at a position is complete. Returns the position up to which the
-    /// SMMU is known to have consumed everything.
+    /// Waits until `look` finds what it looks for, as [`Self::wait_on()`] does, but for that it has
+    /// often happened by now.
     ///
-    /// What is read or written afterwards is so after the completion.
+    /// What is read or written afterwards is so after what was found.
     #[inline]
-    fn wait_for_sync(&self, position: u64) -> Result<u64, Failure> {
-        match self.look_at_sync(position) {
-            Some(consumed) => Ok(consumed),
-            None => self.wait_on(true, || self.look_at_sync(position)),
-        }
-    }
-
-    /// Waits until the SMMU has consumed all before the position `next`. Returns the position up to
-    /// which it is known to have done so.
-    #[inline]
-    fn wait_until_consumed(&self, next: u64) -> Result<u64, Failure> {
-        match self.look_at_cons(next) {
-            Some(consumed) => Ok(consumed),
-            None => self.wait_on(false, || self.look_at_cons(next)),
+    fn wait_for<T>(&self, for_sync: bool, look: impl Fn() -> Option<T>) -> Result<T, Failure> {
+        match look() {
+            Some(found) => Ok(found),
+            None => self.wait_on(for_sync, look),
         }
     }
 
@@ -765,7 +755,7 @@ impl<P: Port> Cmdq<P> {
             let reserved = self.head.reserved.load(Relaxed) & !OWNED;
             (reserved.wrapping_add(count).wrapping_sub(freed) <= 1 << self.shift).then_some(())
         };
-        let waited = look().map_or_else(|| self.wait_on(false, look), Ok);
+        let waited = self.wait_for(false, look);
 
         if let Err(Failure::Timeout { .. }) = waited {
             self.timed_out(self.head.reserved.load(Relaxed) & !OWNED);

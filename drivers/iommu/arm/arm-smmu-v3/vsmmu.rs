@@ -42,11 +42,12 @@ impl Request for GuestCmds {
 
 /// How many batches one `CMD_SYNC` completes, at most.
 ///
-/// On hardware, what takes the time is to be the wait for a `CMD_SYNC`. So the batches before the
-/// last one only wait until the SMMU has consumed them: then it has found fault with them or it
-/// never will, and no more of the queue's slots are taken at a time than one batch needs. What is
-/// consumed may still be under way in the SMMU, where the `CMD_SYNC` of somebody else waits for it
-/// as well: so there is a limit, which the driver's own long invalidations do not have.
+/// On hardware, the wait for a `CMD_SYNC` is expected to take most of the time. So the batches
+/// before the last one only wait until the SMMU has consumed them: then it has found fault with
+/// them or it never will, and no more of the queue's slots are taken at a time than one batch
+/// needs. What is consumed may still be under way in the SMMU, where the `CMD_SYNC` of somebody
+/// else waits for it as well: so there is a limit, which the driver's own long invalidations do not
+/// have.
 ///
 /// The SMMUs that need a `CMD_SYNC` for each command (`ARM_SMMU_OPT_CMDQ_FORCE_SYNC`) have no
 /// vSMMUs.
@@ -95,20 +96,19 @@ impl CacheInvalidate for Vsmmu {
                 || rest.is_err()
                 || kernel::current!().fatal_signal_pending();
             // What is to be sent again after a time-out is at hand for this batch only.
-            let is_to_complete = is_last || batch.has_atc_inv();
+            let wait = if is_last || batch.has_atc_inv() {
+                Wait::Complete
+            } else {
+                Wait::Consumed
+            };
 
             // The commands before an illegal one take effect first, as they do on a real SMMU.
             if consumed + batch.cmds().len() != 0 {
-                let wait = if is_to_complete {
-                    Wait::Complete
-                } else {
-                    Wait::Consumed
-                };
                 if let Err(failure) = smmu.cmdq().issue(batch.cmds(), wait) {
                     return Err(fail(array, consumed, failure));
                 }
                 consumed += batch.cmds().len();
-                if is_to_complete {
+                if wait == Wait::Complete {
                     array.complete(core::mem::take(&mut consumed));
                 }
             }
