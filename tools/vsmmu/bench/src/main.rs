@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use vsmmu_nested::{edu, pci};
+use vsmmu_nested::{edu, pci, with_causes};
 
 use invalidate::Selection;
 use queue::Queue;
@@ -62,7 +62,7 @@ enum What {
     /// Commands per second from several threads, on one vIOMMU and on two, and beside the kernel's
     /// dma_map_benchmark. Takes the first two edu devices. In real time
     Throughput,
-    /// The same with a command that the SMMU finds illegal. Needs a kernel with
+    /// ioctl(IOMMU_HWPT_INVALIDATE) with a command that the SMMU finds illegal. Needs a kernel with
     /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
     Error,
     /// What a Linux guest has queued, relayed with an ioctl a batch and with an ioctl a command
@@ -86,13 +86,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprint!("vsmmu-bench: {e}");
-            let mut cause = e.source();
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            eprintln!("vsmmu-bench: {}", with_causes(&*e));
             ExitCode::FAILURE
         }
     }
