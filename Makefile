@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 lint clean distclean
+.PHONY: tree help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 cmdq lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,6 +78,9 @@ modular: tree ## builds with iommufd and the drivers as modules, and runs the de
 
 x86_64: tree ## compile test of the ioctl handler on another architecture
 	@scripts/enter scripts/test.sh x86_64
+
+cmdq: tree ## compile test of the command queue without what is for guests
+	@scripts/enter scripts/test.sh cmdq
 
 lint: tree ## all checks of the sources; ends with "N passed, N failed"
 	@scripts/enter scripts/lint.sh $(ONLY)

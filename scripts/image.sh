@@ -7,6 +7,7 @@
 #	modular	arm64, iommufd, the SMMUv3 driver and VFIO as modules
 #	lint	as rust, for make arguments that make other objects than the product's
 #	x86_64	compiles drivers/iommu/iommufd/ only
+#	cmdq	compiles drivers/iommu/ with the command queue in Rust and nothing else
 #
 # With make arguments, runs these instead of building the usual targets, and
 # shows what they print.
@@ -25,6 +26,7 @@ case $variant in
 rust | c) ;;
 lint) fragments[1]=$REPO/scripts/rust.config ;;
 modular) targets=(Image modules) ;;
+cmdq) targets=(drivers/iommu/) ;;
 x86_64) arch=x86_64 fragments=("$REPO/scripts/x86_64.config") targets=(drivers/iommu/iommufd/) ;;
 *) die "there is no VARIANT=$variant; use rust or c (or modular, x86_64)" ;;
 esac
@@ -96,7 +98,7 @@ if (($#)); then
 else
 	logged "$variant" "building the $variant kernel in build/$variant" kernel_make "${targets[@]}" ||
 		die "correct what the compiler says above and run this again"
-	if [[ $variant != x86_64 ]]; then
+	if [[ ${targets[0]} == Image ]]; then
 		cmp -s "$out/arch/arm64/boot/Image" "$out/Image" || cp "$out/arch/arm64/boot/Image" "$out/Image"
 	fi
 fi

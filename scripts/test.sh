@@ -212,13 +212,18 @@ group_modular() {
 	FILES=$root rows modular vsmmu-demo modular 2 'modprobe -a arm_smmu_v3 iommufd vfio_pci && '
 }
 
+group_cmdq() {
+	image cmdq || return 0
+	result cmdq 1 0 "the command queue in Rust compiles without what is for guests"
+}
+
 group_x86_64() {
 	image x86_64 || return 0
 	result x86_64 1 0 "the ioctl handler compiles for x86_64 without warnings"
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm demo modular kunit relay c bench x86_64 userspace)
+all=(kselftest faults vmm demo modular kunit relay c bench x86_64 cmdq userspace)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"

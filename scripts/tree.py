@@ -26,6 +26,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 PATCHES = REPO / "patches"
 OVERLAY = ["rust", "drivers", "include", "Documentation", "tools/testing/selftests"]
+# In the kernel, the file of that name is another one.
+KCONFIG = "drivers/iommu/Kconfig.rust"
 IGNORED = re.compile(r"(~|\.orig|\.rej|\.sw[a-z]|\.o|\.cmd)$|^\.#|^#|^__pycache__$|^target$")
 
 
@@ -34,16 +36,17 @@ def die(message):
 
 
 def series():
-    """The patches, in the order of patches/series."""
-    listing = PATCHES / "series"
-    if not listing.exists():
-        return []
-    names = [line.split("#")[0].strip() for line in listing.read_text().splitlines()]
-    patches = [PATCHES / name for name in names if name]
-    for patch in patches:
-        if not patch.exists():
-            die(f"{patch} is in patches/series but does not exist; add it or take it out there")
-    return patches
+    """The patches, in the order of patches/series, each with what it adds: [(patch, [text])]."""
+    found = []
+    for line in (PATCHES / "series").read_text().splitlines():
+        if line.startswith("#+ "):
+            found[-1][1].append(line[3:].strip())
+        elif name := line.split("#")[0].strip():
+            patch = PATCHES / name
+            if not patch.exists():
+                die(f"{patch} is in patches/series but does not exist; add it or take it out there")
+            found.append((patch, []))
+    return found
 
 
 def patched_files(patch):
@@ -54,7 +57,7 @@ def patched_files(patch):
 
 def overlay():
     """{path in the kernel: file in this repository}"""
-    found = {}
+    found = {KCONFIG: REPO / "Kconfig"}
     for top in OVERLAY:
         for folder, folders, files in os.walk(REPO / top):
             folders[:] = [name for name in folders if not IGNORED.search(name)]
@@ -68,7 +71,9 @@ def overlay():
 def stage(pristine, staging):
     """Applies the series to copies of the files that it touches; returns their names."""
     touched = set()
-    for patch in series():
+    for patch, _ in series():
+        if not patched_files(patch):
+            continue  # Only adds files.
         for name in patched_files(patch) - touched:
             touched.add(name)
             if (pristine / name).is_file():

@@ -18,7 +18,6 @@ use kernel::{
     device::Device,
     devres,
     error::from_result,
-    iommu::iommufd,
     prelude::*,
     sync::{
         rcu,
@@ -27,17 +26,21 @@ use kernel::{
 };
 
 mod cerror;
+#[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
 mod cmd;
+#[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
 mod cmdq;
 mod debugfs;
 mod ffi;
 mod port;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 mod sanitise;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 mod vsmmu;
 
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod soft_smmu;
-#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+#[cfg(all(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST, CONFIG_ARM_SMMU_V3_RUST_IOMMUFD))]
 mod tests;
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod tests_cmdq;
@@ -51,12 +54,11 @@ use cmdq::{
 use ffi::{
     cmdq_from_interrupt,
     cmdq_from_raw,
-    Published,
-    Vsmmu, //
+    Published, //
 };
 use port::SmmuPort;
 
-/// Makes a command queue. See the function of this name in C.
+/// Makes a command queue, for `arm_smmu_cmdq_init()`.
 ///
 /// # Safety
 ///
@@ -64,7 +66,7 @@ use port::SmmuPort;
 /// unbound from its driver, after the queue's memory has been allocated and its registers are set,
 /// and before its first use.
 #[export]
-pub unsafe extern "C" fn arm_smmu_cmdq_init(
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_init(
     smmu: *mut bindings::arm_smmu_device,
     cmdq: *mut bindings::arm_smmu_cmdq,
 ) -> c_int {
@@ -91,7 +93,9 @@ pub unsafe extern "C" fn arm_smmu_cmdq_init(
     })
 }
 
-/// Issues commands, see [`Cmdq::issue()`], which may be called in the same contexts.
+/// Issues commands, for `__arm_smmu_cmdq_issue_cmdlist()`.
+///
+/// To be called in the same contexts as [`Cmdq::issue()`].
 ///
 /// Returns 0, `-EIO` if the SMMU finds fault with a command or does not go on because of an error,
 /// or `-ETIMEDOUT` if it consumes nothing for a second, or does not get that far in five.
@@ -101,8 +105,7 @@ pub unsafe extern "C" fn arm_smmu_cmdq_init(
 /// `cmdq` must be a queue of an SMMU that is bound to its driver, and there be `n` commands in
 /// `cmds`.
 #[export]
-pub unsafe extern "C" fn __arm_smmu_cmdq_issue_cmdlist(
-    _smmu: *mut bindings::arm_smmu_device,
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_issue(
     cmdq: *mut bindings::arm_smmu_cmdq,
     cmds: *mut bindings::arm_smmu_cmd,
     n: c_int,
@@ -130,18 +133,15 @@ pub unsafe extern "C" fn __arm_smmu_cmdq_issue_cmdlist(
 
 /// Services the errors of a command queue, for an interrupt handler.
 ///
-/// Differs from the function of this name in C in that it acknowledges them, and so has nothing to
-/// do if somebody else was faster.
+/// Acknowledges them too, unlike `__arm_smmu_cmdq_skip_err()` in C, and so has nothing to do if
+/// another CPU has serviced them.
 ///
 /// # Safety
 ///
-/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_cmdq_init()`] has succeeded. It may be
-/// too late: the interrupt of Tegra241's queues outlives them.
+/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_rust_cmdq_init()`] has succeeded. It may
+/// be too late: the interrupt of Tegra241's queues outlives them.
 #[export]
-pub unsafe extern "C" fn __arm_smmu_cmdq_skip_err(
-    _smmu: *mut bindings::arm_smmu_device,
-    cmdq: *mut bindings::arm_smmu_cmdq,
-) {
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_service(cmdq: *mut bindings::arm_smmu_cmdq) {
     let rcu = rcu::read_lock();
 
     // SAFETY: By the safety requirements.
@@ -156,9 +156,9 @@ pub unsafe extern "C" fn __arm_smmu_cmdq_skip_err(
 ///
 /// # Safety
 ///
-/// As for [`__arm_smmu_cmdq_skip_err()`].
+/// As for [`arm_smmu_rust_cmdq_service()`].
 #[export]
-pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, errors: u32) {
+pub unsafe extern "C" fn arm_smmu_rust_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, errors: u32) {
     let rcu = rcu::read_lock();
     // SAFETY: By the safety requirements.
     let Some(queue) = (unsafe { cmdq_from_interrupt(cmdq, &rcu) }) else {
@@ -174,22 +174,22 @@ pub unsafe extern "C" fn arm_smmu_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq,
 
 /// The operation `cache_invalidate` of a vSMMU.
 ///
-/// Replaces the function of that name in `arm-smmu-v3-iommufd.c`. The vIOMMUs of Tegra241 use it
-/// too.
+/// For `arm_vsmmu_cache_invalidate()`, which the vIOMMUs of Tegra241 use too.
 ///
 /// # Safety
 ///
 /// To be called by the iommufd core only: `viommu` must be part of a valid `struct arm_vsmmu`, and
 /// `array` valid and not used by anyone else.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 #[export]
-pub unsafe extern "C" fn arm_vsmmu_cache_invalidate(
+pub unsafe extern "C" fn arm_vsmmu_rust_cache_invalidate(
     viommu: *mut bindings::iommufd_viommu,
     array: *mut bindings::iommu_user_data_array,
 ) -> c_int {
     // SAFETY: By the safety requirements.
-    let vsmmu = unsafe { Vsmmu::from_viommu(viommu) };
+    let vsmmu = unsafe { ffi::Vsmmu::from_viommu(viommu) };
     // SAFETY: By the safety requirements.
     let array = unsafe { &mut *array };
 
-    iommufd::dispatch(vsmmu, array)
+    kernel::iommu::iommufd::dispatch(vsmmu, array)
 }

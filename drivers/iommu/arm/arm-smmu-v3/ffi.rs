@@ -9,8 +9,6 @@ use core::ptr;
 
 use kernel::{
     bindings,
-    container_of,
-    iommu::iommufd::Viommu,
     prelude::*,
     sync::{
         atomic::{
@@ -21,21 +19,30 @@ use kernel::{
         },
         rcu,
         Arc, //
-    },
+    }, //
+};
+
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
+use kernel::{
+    container_of,
+    iommu::iommufd::Viommu,
     types::Opaque, //
 };
 
 use super::{
     cmd::Cmd,
     cmdq::Cmdq,
-    port::SmmuPort,
-    sanitise::Features, //
+    port::SmmuPort, //
 };
+
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
+use super::sanitise::Features;
 
 /// The most commands in a batch.
 ///
 /// With its `CMD_SYNC` it is as large as the driver's own batches, which fit into any queue that
 /// the driver accepts.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 pub(crate) const BATCH_MAX: usize = bindings::CMDQ_BATCH_ENTRIES as usize - 1;
 
 // Commands are handed over to C as they are.
@@ -50,9 +57,11 @@ const _: () = assert!(
 /// # Invariants
 ///
 /// The struct is valid, and the SMMU has been probed.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 #[repr(transparent)]
 pub(crate) struct Smmu(Opaque<bindings::arm_smmu_device>);
 
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 impl Smmu {
     /// What the SMMU implements.
     #[inline]
@@ -74,6 +83,7 @@ impl Smmu {
 }
 
 /// Picks what the sanitiser needs out of the fields of `struct arm_smmu_device`.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 #[inline]
 pub(crate) fn features_of(features: u32, asid_bits: u32, ssid_bits: u32) -> Features {
     Features {
@@ -90,13 +100,16 @@ pub(crate) fn features_of(features: u32, asid_bits: u32, ssid_bits: u32) -> Feat
 /// # Invariants
 ///
 /// The struct is valid and has been initialized by `arm_vsmmu_init()`.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 #[repr(transparent)]
 pub(crate) struct Vsmmu(Opaque<bindings::arm_vsmmu>);
 
 // SAFETY: The fields that are read here never change, and the vIOMMU and the command queue are made
 // for use by several threads.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 unsafe impl Sync for Vsmmu {}
 
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 impl Vsmmu {
     /// Finds the vSMMU that a vIOMMU is part of.
     ///
@@ -209,8 +222,8 @@ unsafe fn published<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut
 ///
 /// # Safety
 ///
-/// `cmdq` must be valid for `'a`, and [`super::arm_smmu_cmdq_init()`] must have succeeded for it.
-/// The SMMU must be bound to its driver.
+/// `cmdq` must be valid for `'a`, and [`super::arm_smmu_rust_cmdq_init()`] must have succeeded for
+/// it. The SMMU must be bound to its driver.
 #[inline]
 pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Cmdq<SmmuPort> {
     // SAFETY: By the safety requirements the pointer is to a queue, and the queue lives as long as
@@ -222,7 +235,7 @@ pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> 
 ///
 /// # Safety
 ///
-/// `cmdq` must be valid, and [`super::arm_smmu_cmdq_init()`] must have succeeded for it.
+/// `cmdq` must be valid, and [`super::arm_smmu_rust_cmdq_init()`] must have succeeded for it.
 pub(crate) unsafe fn cmdq_from_interrupt<'a>(
     cmdq: *const bindings::arm_smmu_cmdq,
     _rcu: &'a rcu::Guard,
