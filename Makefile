@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 cmdq lint clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 c-objects cmdq lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,7 +33,10 @@ help: ## this list
 run: tree ## builds everything and shows the demo's table on an emulated machine
 	@scripts/enter scripts/run.sh
 
-test: tree ## all tests; ends with "N passed, N failed"
+trees: tree
+	@scripts/tree.sh pristine none
+
+test: trees ## all tests; ends with "N passed, N failed"
 	@scripts/enter scripts/test.sh $(ONLY)
 
 image: tree ## builds the kernel: build/VARIANT/Image
@@ -78,6 +81,9 @@ modular: tree ## builds with iommufd and the drivers as modules, and runs the de
 
 x86_64: tree ## compile test of the ioctl handler on another architecture
 	@scripts/enter scripts/test.sh x86_64
+
+c-objects: trees ## shows that with the options off the objects are those of the pristine kernel
+	@scripts/enter scripts/c-objects.sh
 
 cmdq: tree ## compile test of the command queue without what is for guests
 	@scripts/enter scripts/test.sh cmdq

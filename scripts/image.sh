@@ -7,6 +7,7 @@
 #	modular	arm64, iommufd, the SMMUv3 driver and VFIO as modules
 #	lint	as rust, for make arguments that make other objects than the product's
 #	x86_64	compiles drivers/iommu/iommufd/ only
+#	c-TREE	compiles the C code of drivers/iommu/ in build/TREE
 #	cmdq	compiles drivers/iommu/ with the command queue in Rust and nothing else
 #
 # With make arguments, runs these instead of building the usual targets, and
@@ -27,6 +28,7 @@ rust | c) ;;
 lint) fragments[1]=$REPO/scripts/rust.config ;;
 modular) targets=(Image modules) ;;
 cmdq) targets=(drivers/iommu/) ;;
+c-*) tree=/build/${variant#c-} fragments[1]=$REPO/scripts/c-only.config targets=(drivers/iommu/) ;;
 x86_64) arch=x86_64 fragments=("$REPO/scripts/x86_64.config") targets=(drivers/iommu/iommufd/) ;;
 *) die "there is no VARIANT=$variant; use rust or c (or modular, x86_64)" ;;
 esac

@@ -212,6 +212,15 @@ group_modular() {
 	FILES=$root rows modular vsmmu-demo modular 2 'modprobe -a arm_smmu_v3 iommufd vfio_pci && '
 }
 
+group_c_objects() {
+	local log=$LOGS/c-objects.log what="objects of C as without the patches, with the options off" counts
+	say "c_objects: $what"
+	"$REPO/scripts/c-objects.sh" 2>&1 | tee "$log" | grep '^FAIL' >&2 || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log")
+	counts=${counts:-0 1}
+	result c_objects "${counts% *}" "${counts#* }" "$what"
+}
+
 group_cmdq() {
 	image cmdq || return 0
 	result cmdq 1 0 "the command queue in Rust compiles without what is for guests"
@@ -223,7 +232,7 @@ group_x86_64() {
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm demo modular kunit relay c bench x86_64 cmdq userspace)
+all=(kselftest faults vmm demo modular kunit relay c bench x86_64 cmdq c_objects userspace)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"
