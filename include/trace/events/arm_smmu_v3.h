@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Tracepoints of the command queue of Arm SMMUv3, for drivers/iommu/arm/arm-smmu-v3/port.rs.
+ * Tracepoints of the command queue of Arm SMMUv3, for drivers/iommu/arm/arm-smmu-v3/smmu_hw.rs.
  */
 
 #undef TRACE_SYSTEM
@@ -32,7 +32,7 @@ TRACE_EVENT(arm_smmu_cmdq_batch,
 		  __entry->index, __entry->cmds, __entry->sync)
 );
 
-/* The SMMU found fault with a command, and that was seen to */
+/* The SMMU stopped at an error, which was handled. After an abort, cmd is 0. */
 TRACE_EVENT(arm_smmu_cmdq_error,
 	TP_PROTO(struct device *dev, u32 cons, u64 word0, u64 word1,
 		 u32 action, bool inline_),
@@ -60,12 +60,11 @@ TRACE_EVENT(arm_smmu_cmdq_error,
 				   { 3, "atc_inv_sync" }),
 		  __entry->word0, __entry->word1,
 		  __print_symbolic(__entry->action,
-				   { 0, "retry" }, { 1, "replace" },
-				   { 2, "give_up" }),
+				   { 0, "retry" }, { 1, "replace" }),
 		  __entry->inline_ ? "poller" : "interrupt")
 );
 
-/* An ATC invalidation was sent again on its own; error is 0 if all went well */
+/* A CMD_ATC_INV was issued again on its own; error is 0 if it is complete */
 TRACE_EVENT(arm_smmu_cmdq_replay,
 	TP_PROTO(struct device *dev, u64 word0, u64 word1, u32 error),
 	TP_ARGS(dev, word0, word1, error),
@@ -83,6 +82,24 @@ TRACE_EVENT(arm_smmu_cmdq_replay,
 	),
 	TP_printk("%s: cmd=0x%016llx:0x%016llx error=%u", __get_str(dev),
 		  __entry->word0, __entry->word1, __entry->error)
+);
+
+/* Guests' CMD_ATC_INVs for a stream are refused, as its device has not answered */
+TRACE_EVENT(arm_smmu_cmdq_backoff,
+	TP_PROTO(struct device *dev, u32 sid, u32 msecs),
+	TP_ARGS(dev, sid, msecs),
+	TP_STRUCT__entry(
+		__string(dev, dev_name(dev))
+		__field(u32, sid)
+		__field(u32, msecs)
+	),
+	TP_fast_assign(
+		__assign_str(dev);
+		__entry->sid = sid;
+		__entry->msecs = msecs;
+	),
+	TP_printk("%s: sid=0x%x msecs=%u", __get_str(dev), __entry->sid,
+		  __entry->msecs)
 );
 
 #endif /* _TRACE_ARM_SMMU_V3_H */

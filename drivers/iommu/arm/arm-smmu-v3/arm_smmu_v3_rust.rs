@@ -3,8 +3,8 @@
 //! The Rust parts of the driver for Arm SMMUv3: the command queue, and the invalidation commands of
 //! guests.
 //!
-//! All users of an SMMU share its command queue, which is [`cmdq`], with [`cerror`] for when the
-//! SMMU stops it at an error. It has a [`port`] to the hardware. C calls it by the functions below.
+//! All users of an SMMU share its command queue: [`cmdq`], on top of [`ring`], [`error_log`],
+//! [`streams`] and [`hw`], which is a physical SMMU in [`smmu_hw`]. C calls it by the functions below.
 //!
 //! A VMM passes on what it finds in the command queue of a guest's virtual SMMU. [`vsmmu`] takes
 //! the commands, block by block, has [`sanitise`] check them and put the IDs of the physical SMMU
@@ -25,16 +25,21 @@ use kernel::{
     }, //
 };
 
-mod cerror;
 #[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
 mod cmd;
 #[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
 mod cmdq;
 mod debugfs;
+#[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
+mod error_log;
 mod ffi;
-mod port;
+mod hw;
+mod ring;
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 mod sanitise;
+mod smmu_hw;
+#[cfg_attr(not(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD), allow(dead_code))]
+mod streams;
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 mod vsmmu;
 
@@ -44,19 +49,29 @@ mod soft_smmu;
 mod tests;
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod tests_cmdq;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_cmdq_concurrent;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_cmdq_errors;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_harness;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_soft_smmu;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod tests_streams;
 
 use cmd::Cmd;
 use cmdq::{
     Cmdq,
-    Failure,
-    Wait, //
+    Failure, //
 };
+use error_log::Handled;
 use ffi::{
     cmdq_from_interrupt,
     cmdq_from_raw,
     Published, //
 };
-use port::SmmuPort;
+use smmu_hw::SmmuHw;
 
 /// Makes a command queue, for `arm_smmu_cmdq_init()`.
 ///
@@ -66,17 +81,17 @@ use port::SmmuPort;
 /// unbound from its driver, after the queue's memory has been allocated and its registers are set,
 /// and before its first use.
 #[export]
-pub unsafe extern "C" fn arm_smmu_rust_cmdq_init(
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_alloc(
     smmu: *mut bindings::arm_smmu_device,
     cmdq: *mut bindings::arm_smmu_cmdq,
 ) -> c_int {
     from_result(|| {
         // SAFETY: By the safety requirements. What is allocated during the probe is freed after
         // what is registered below, so that it outlives the queue.
-        let port = unsafe { SmmuPort::new(smmu, cmdq) };
+        let hw = unsafe { SmmuHw::new(smmu, cmdq) };
         // SAFETY: By the safety requirements.
         let len = 1 << unsafe { (*cmdq).q.llq.max_n_shift };
-        let queue = Arc::pin_init(Cmdq::new(port, len), GFP_KERNEL)?;
+        let queue = Arc::pin_init(Cmdq::new(hw, len), GFP_KERNEL)?;
         // SAFETY: By the safety requirements, the device is being probed.
         let dev: &Device = unsafe { Device::from_raw((*smmu).dev) };
         // SAFETY: As above.
@@ -93,12 +108,11 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_init(
     })
 }
 
-/// Issues commands, for `__arm_smmu_cmdq_issue_cmdlist()`.
+/// Issues commands of the host; see [`Cmdq::issue_host()`], also for the contexts in which this may
+/// be called.
 ///
-/// To be called in the same contexts as [`Cmdq::issue()`].
-///
-/// Returns 0, `-EIO` if the SMMU finds fault with a command or does not go on because of an error,
-/// or `-ETIMEDOUT` if it consumes nothing for a second, or does not get that far in five.
+/// Returns 0, `-EIO` if the SMMU raised an error for a command, or `-ETIMEDOUT` if it did not
+/// complete the commands in time. Most callers ignore that.
 ///
 /// # Safety
 ///
@@ -121,42 +135,45 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_issue(
     // SAFETY: By the safety requirements.
     let queue = unsafe { cmdq_from_raw(cmdq) };
 
-    let wait = if sync { Wait::Complete } else { Wait::No };
-
-    // Most callers ignore what this returns.
-    match queue.issue_insistently(cmds, wait) {
+    match queue.issue_host(cmds, sync) {
         Ok(()) => 0,
         Err(Failure::Cmd { .. } | Failure::Stuck { .. }) => EIO.to_errno(),
-        Err(Failure::Timeout { .. }) => ETIMEDOUT.to_errno(),
+        Err(Failure::Timeout { .. } | Failure::Interrupted { .. }) => ETIMEDOUT.to_errno(),
     }
 }
 
-/// Services the errors of a command queue, for an interrupt handler.
+/// Handles the active error of a command queue, for an interrupt handler.
 ///
-/// Acknowledges them too, unlike `__arm_smmu_cmdq_skip_err()` in C, and so has nothing to do if
-/// another CPU has serviced them.
+/// Returns
+/// * 0 if there was none since the last call,
+/// * 1 if the error was acknowledged, here or before by a CPU that waits for the queue,
+/// * 2 if it has to be acknowledged later. There is no interrupt for that, so this has to be called
+///   again after some milliseconds.
 ///
 /// # Safety
 ///
-/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_rust_cmdq_init()`] has succeeded. It may
-/// be too late: the interrupt of Tegra241's queues outlives them.
+/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_rust_cmdq_alloc()`] has succeeded. The SMMU may
+/// have been unbound from its driver since: the interrupt of Tegra241's queues outlives them.
 #[export]
-pub unsafe extern "C" fn arm_smmu_rust_cmdq_service(cmdq: *mut bindings::arm_smmu_cmdq) {
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_handle_error(cmdq: *mut bindings::arm_smmu_cmdq) -> c_int {
     let rcu = rcu::read_lock();
 
     // SAFETY: By the safety requirements.
-    if let Some(queue) = unsafe { cmdq_from_interrupt(cmdq, &rcu) } {
-        let _ = queue.service_error(false);
+    match unsafe { cmdq_from_interrupt(cmdq, &rcu) }.map(|queue| queue.handle_error(false)) {
+        None | Some(Handled::NoError) => 0,
+        Some(Handled::Acknowledged(_) | Handled::ByWaiter) => 1,
+        Some(Handled::Later) => 2,
     }
 }
 
-/// Acknowledges the other errors that share a register with those of a command queue.
+/// Acknowledges errors in `SMMU_GERROR` without handling them.
 ///
-/// `errors` are bits of `SMMU_GERROR`. Those of them are acknowledged that are active.
+/// `errors` are bits of that register. Those of them are acknowledged that are active. The one of the
+/// command queue is included only when that is disabled.
 ///
 /// # Safety
 ///
-/// As for [`arm_smmu_rust_cmdq_service()`].
+/// As for [`arm_smmu_rust_cmdq_handle_error()`].
 #[export]
 pub unsafe extern "C" fn arm_smmu_rust_gerror_ack(cmdq: *mut bindings::arm_smmu_cmdq, errors: u32) {
     let rcu = rcu::read_lock();
@@ -165,11 +182,37 @@ pub unsafe extern "C" fn arm_smmu_rust_gerror_ack(cmdq: *mut bindings::arm_smmu_
         return;
     };
 
-    // Somebody else may be about to acknowledge an error of the command queue.
-    let _guard = queue.service.lock();
+    // Another CPU may be about to acknowledge an error of the command queue.
     queue
-        .port
-        .acknowledge_errors(errors & !bindings::GERROR_CMDQ_ERR);
+        .log
+        .with_lock(|| queue.hw.acknowledge_errors(errors));
+}
+
+/// Prepares a command queue for an SMMU that is being reset: acknowledges an error that is active,
+/// such as one that the previous kernel has left.
+///
+/// Returns what `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` have to be set to. Commands that were not
+/// consumed are dropped, so that all caches of the SMMU have to be invalidated afterwards.
+///
+/// # Safety
+///
+/// As for [`arm_smmu_rust_cmdq_issue()`]. The SMMU must have its command queue disabled, and
+/// nobody may issue commands meanwhile.
+#[export]
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_reset(cmdq: *mut bindings::arm_smmu_cmdq) -> u32 {
+    // SAFETY: By the safety requirements.
+    unsafe { cmdq_from_raw(cmdq) }.reset()
+}
+
+/// Forgets that the device of a stream has not answered `CMD_ATC_INV`s, as it was attached or reset.
+///
+/// # Safety
+///
+/// As for [`arm_smmu_rust_cmdq_issue()`].
+#[export]
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_forget_stream(cmdq: *mut bindings::arm_smmu_cmdq, sid: u32) {
+    // SAFETY: By the safety requirements.
+    unsafe { cmdq_from_raw(cmdq) }.forget_stream(sid);
 }
 
 /// The operation `cache_invalidate` of a vSMMU.

@@ -216,6 +216,15 @@ impl Cmd {
         )
     }
 
+    /// The stream ID of a `CMD_ATC_INV`. [`None`] for other commands.
+    #[inline]
+    pub(crate) fn atc_inv_sid(&self) -> Option<u32> {
+        let sid = AtcInv0::from_raw(self.words()[0]).sid().get();
+
+        // CAST: 32 bits.
+        self.is_atc_inv().then_some(sid as u32)
+    }
+
     /// The two words in the byte order of the queue.
     #[inline]
     pub(crate) fn le_words(self) -> [u64; 2] {

@@ -1,47 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command queue: how commands get to an SMMU, and how their submitter learns what became of
-//! them.
+//! The command queue of an SMMU: how commands are issued and waited for, and how their submitter
+//! learns what became of them.
 //!
-//! All CPUs share the queue and none of them takes a lock to use it. A submitter
+//! | layer                | knows                                                              |
+//! |----------------------|--------------------------------------------------------------------|
+//! | this file            | submitting, waiting, replay of `CMD_ATC_INV`s, who is told what    |
+//! | [`super::error_log`] | which slot the SMMU stopped at and why, handling of errors         |
+//! | [`super::streams`]   | devices that do not answer `CMD_ATC_INV`                           |
+//! | [`super::ring`]      | reserving, publishing and freeing of slots                         |
+//! | [`super::hw`]        | registers, entries and error codes                                 |
 //!
-//! 1. reserves slots by moving [`Head`] forward. The first one to do so since the last hand-over
-//!    becomes the *owner*: it tells the SMMU of all the slots that are reserved until it does so,
-//!    its own and others'.
-//! 2. writes its commands, and a `CMD_SYNC` if it wants to know when they are complete.
-//! 3. marks its slots as valid.
-//! 4. if it is the owner: waits for the owner before it, ends the reserving in its range, waits
-//!    until all of the range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
-//! 5. waits until the SMMU has completed the `CMD_SYNC`, or without one has consumed the commands
-//!    if it wants to know that, and looks whether the SMMU found fault with one of its slots.
-//!
-//! So batches are never mixed with each other: the slots of one follow each other, and its
-//! `CMD_SYNC` is the first one after its commands.
-//!
-//! What happens when the SMMU stops at an error is in [`super::cerror`].
-//!
-//! Slots are counted from the beginning of time in 64 bits, which do not wrap: a *position*. The
-//! low bits of a position are the index of its slot, and the one above them is the wrap bit that
-//! the SMMU's registers have. The other bits are what keeps apart positions that only differ in
-//! how often the queue has wrapped, however long a CPU sleeps between two looks.
+//! There are two kinds of submitters. The *host* ([`Cmdq::issue_host()`]) goes on after a failure as
+//! if its commands were complete, so none of its commands may be lost. A *guest*
+//! ([`Cmdq::issue_guest()`]) is told of a failure and sends its commands again, so it can be made to
+//! wait less, and must not be able to make others wait for long.
+
+use core::{
+    array,
+    ops::Range,
+    slice, //
+};
 
 use kernel::{
     prelude::*,
-    processor::cpu_relax,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         barrier::{
             dma_mb,
             Write, //
-        },
-        lock::raw_spinlock::{
-            new_raw_spinlock_irq,
-            RawSpinLockIrq, //
         }, //
     },
     time::{
@@ -52,817 +42,765 @@ use kernel::{
 };
 
 use super::{
-    cerror::{
-        Cerror,
+    cmd::Cmd,
+    error_log::{
+        ErrorLog,
         Errors,
-        Records,
-        Report, //
+        Handled,
+        MAX_PAUSE, //
     },
-    cmd::Cmd, //
+    hw::{
+        Cerror,
+        Hw, //
+    },
+    ring::{
+        Consumed,
+        Ring,
+        Slots, //
+    },
+    streams::{
+        Streams,
+        Verdict, //
+    }, //
 };
 
-/// An entry of the queue in memory: two little-endian words.
-///
-/// A submitter writes an entry before it marks the slot as valid. After that the SMMU reads it, and
-/// on request writes zeroes over the beginning of a `CMD_SYNC` when that is complete.
-#[repr(transparent)]
-pub(crate) struct Entry([Atomic<u64>; 2]);
-
-impl Entry {
-    /// An entry of zeroes.
-    #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
-    pub(crate) fn new() -> Self {
-        Self([Atomic::new(0), Atomic::new(0)])
-    }
-
-    /// Writes a command. Gives no ordering.
-    #[inline]
-    pub(crate) fn write(&self, cmd: Cmd) {
-        let [word0, word1] = cmd.le_words();
-        self.0[0].store(word0, Relaxed);
-        self.0[1].store(word1, Relaxed);
-    }
-
-    /// Reads a command. Gives no ordering.
-    #[inline]
-    pub(crate) fn read(&self) -> Cmd {
-        Cmd::from_le_words([self.0[0].load(Relaxed), self.0[1].load(Relaxed)])
-    }
-
-    /// Whether the SMMU has written its completion message over the `CMD_SYNC` that was here.
-    ///
-    /// That message is 32 bits of zeroes. What is read afterwards is read after it.
-    #[inline]
-    pub(crate) fn is_overwritten(&self) -> bool {
-        // CAST: The first four bytes, where the opcode is, are the lower half of the word.
-        u64::from_le(self.0[0].load(Acquire)) as u32 == 0
-    }
-}
-
-/// What the queue needs of an SMMU: its registers, the entries in memory, and time.
-///
-/// Every queue of an SMMU has its own: the one of the SMMU itself and those of its extensions.
-pub(crate) trait Port {
-    /// The entries. Their number is a power of two and does not change.
-    fn entries(&self) -> &[Entry];
-
-    /// Writes `SMMU_CMDQ_PROD`. Gives no ordering.
-    fn write_prod(&self, prod: u32);
-
-    /// Reads `SMMU_CMDQ_CONS`. All later accesses to memory are ordered after it.
-    fn read_cons(&self) -> u32;
-
-    /// Whether a command queue error is active: `CMDQ_ERR` differs in `SMMU_GERROR` and
-    /// `SMMU_GERRORN`.
-    fn error_is_active(&self) -> bool;
-
-    /// Acknowledges the active command queue error, by which the queue goes on. All earlier
-    /// accesses to memory are ordered before it.
-    ///
-    /// The caller holds the lock of the queue that is for servicing errors.
-    fn acknowledge(&self);
-
-    /// The `CMD_SYNC` for the slot with this index.
-    fn sync(&self, index: usize) -> Cmd;
-
-    /// Whether a `CMD_SYNC` by [`Self::sync()`] is overwritten when it is complete.
-    fn sync_is_overwritten(&self) -> bool;
-
-    /// Passes a moment, `spins` in a row. Returns true if it is time to look around for the
-    /// reason of the waiting. `for_sync` tells that it is for a `CMD_SYNC`, whose completion the
-    /// SMMU may signal.
-    fn pause(&self, spins: u32, for_sync: bool) -> bool;
-
-    /// Passes a longer time, after which an SMMU that does not work may do so again.
-    fn rest(&self) {}
-
-    /// What the time is.
-    fn now(&self) -> Instant<Monotonic> {
-        Instant::now()
-    }
-
-    /// Is told of every batch that was put into the queue.
-    fn trace_batch(&self, _start: u64, _cmds: usize, _sync: bool) {}
-
-    /// Is told of every error after it was serviced.
-    fn trace_error(&self, _report: &Report) {}
-
-    /// Is told of every command that is replayed.
-    fn trace_replay(&self, _cmd: Cmd, _failed: Option<Cerror>) {}
-
-    /// Is told of every wait that was given up, with `SMMU_CMDQ_CONS`.
-    fn trace_timeout(&self, _position: u64, _cons: u32) {}
-}
-
-/// How long the submitter of a batch waits for the SMMU.
+/// Who submits a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// Not at all.
-    No,
-    /// Until the SMMU has consumed the commands. By then it has found fault with them, or it never
-    /// will. When they are complete is another matter.
-    Consumed,
-    /// Until the `CMD_SYNC` behind the commands is complete, and with it the commands, and all that
-    /// was consumed before them.
-    Complete,
+enum Sender {
+    /// The host, whose commands are issued whatever it takes.
+    Host,
+    /// A guest, which sends commands again that failed.
+    Guest,
 }
 
 /// Why commands are not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The SMMU found fault with one command. Those before it are complete.
+    /// The SMMU raised an error for the command at `index`. The commands before it are complete.
     Cmd {
-        /// Which one.
+        /// The index of the command in the batch.
         index: usize,
-        /// What it found.
+        /// The error.
         cerror: Cerror,
     },
-    /// The queue does not go on, whatever is done about the error at its head.
+    /// The SMMU raised an error for one of the commands, and did not get past that slot in time.
     Stuck {
-        /// As many commands are known to be complete, and all before them. [`None`] if nothing is.
-        complete: Option<usize>,
-        /// What the SMMU finds at the head of the queue.
+        /// The number of commands that are known to be complete.
+        complete: usize,
+        /// The error.
         cerror: Cerror,
     },
-    /// The SMMU consumed nothing for as long as [`TIME_LIMIT`], without an error, or did not get as
-    /// far as to these commands within [`TOTAL_LIMIT`].
+    /// The SMMU did not complete the commands in time, and there is no error of theirs.
     Timeout {
-        /// As many commands are known to be complete, and all before them. [`None`] if nothing is.
-        complete: Option<usize>,
+        /// As above.
+        complete: usize,
+        /// Whether the queue has moved at all meanwhile.
+        is_moving: bool,
+    },
+    /// There is a fatal signal for the thread.
+    Interrupted {
+        /// As above.
+        complete: usize,
     },
 }
 
-/// How long the queue may stand still before its users give up, as `ARM_SMMU_POLL_TIMEOUT_US` in C.
+impl Failure {
+    /// The same for a batch that has `count` more commands at its beginning, which are complete.
+    fn behind(self, count: usize) -> Self {
+        match self {
+            Self::Cmd { index, cerror } => Self::Cmd {
+                index: count + index,
+                cerror,
+            },
+            Self::Stuck { complete, cerror } => Self::Stuck {
+                complete: count + complete,
+                cerror,
+            },
+            Self::Timeout {
+                complete,
+                is_moving,
+            } => Self::Timeout {
+                complete: count + complete,
+                is_moving,
+            },
+            Self::Interrupted { complete } => Self::Interrupted {
+                complete: count + complete,
+            },
+        }
+    }
+}
+
+/// How long to wait for a batch, and for a queue that does not move: `ARM_SMMU_POLL_TIMEOUT_US`.
+///
+/// Interrupts are disabled while waiting for a batch, so this stays well below the threshold of the
+/// hard-lockup detector, which is 10 seconds by default.
 pub(crate) const TIME_LIMIT: Delta = Delta::from_secs(1);
 
-/// How long to wait for a queue that goes on, but slowly.
-///
-/// Who waits for the SMMU has interrupts disabled, which is not to last until the kernel takes
-/// the CPU for dead.
-pub(crate) const TOTAL_LIMIT: Delta = Delta::from_secs(5);
+/// How long to wait for a queue that is slow, but moves, with interrupts enabled in between.
+const SLOW_LIMIT: Delta = Delta::from_secs(5);
 
-/// Cache line that is written to by all submitters.
+/// No `CMD_ATC_INV` is replayed on its own after so much time since the first one.
+const REPLAY_LIMIT: Delta = TIME_LIMIT;
+
+/// The most slots of a guest's batch.
 ///
-/// 64 bytes is the size of one on all machines with an SMMUv3 so far, and nothing but speed depends
-/// on it.
-#[repr(align(64))]
-struct Head {
-    /// The position of the next slot that is not reserved, and [`OWNED`].
-    reserved: Atomic<u64>,
-    /// The position of the first slot that may not be used again: the SMMU has consumed all before
-    /// it and their submitters have looked at them.
-    ///
-    /// Written by the holder of [`EXCLUSIVE`], or else by the last one of [`HOLDERS`].
-    freed: Atomic<u64>,
-    /// Those who wait for the SMMU ([`HOLDERS`]), [`EXCLUSIVE`], and how many `CMD_SYNC`s there
-    /// have been, in units of [`SYNC`].
-    waiters: Atomic<u64>,
-    /// How many batches had no `CMD_SYNC`.
-    unsynced: Atomic<u64>,
+/// One `CMD_SYNC` for many commands makes for a short wait in total, but the `CMD_SYNC` of another
+/// submitter has to wait for all of them. The driver's own long invalidations have no limit.
+const MAX_GUEST_SLOTS: usize = 256;
+
+/// A waiter looks for errors so often. Before the first time, it reads no register unless it has to
+/// see the completion.
+const ERROR_INTERVAL: Delta = Delta::from_micros(100);
+
+/// A waiter that has seen an error looks again after so much time.
+const RETRY_INTERVAL: Delta = Delta::from_micros(10);
+
+/// A wait that has timed out.
+struct TimedOut {
+    /// Whether the queue has moved meanwhile.
+    is_moving: bool,
 }
 
-/// Set in [`Head::reserved`] if somebody owns the slots at the head and is yet to tell the SMMU.
-const OWNED: u64 = 1 << 63;
-
-/// The part of [`Head::waiters`] that counts those who wait at present: as many as there are CPUs
-/// at most, as interrupts are disabled meanwhile.
-const HOLDERS: u64 = (1 << 15) - 1;
-
-/// Set in [`Head::waiters`] by somebody who frees slots without having waited.
-const EXCLUSIVE: u64 = 1 << 15;
-
-/// The unit in which [`Head::waiters`] counts `CMD_SYNC`s.
-const SYNC: u64 = 1 << 16;
-
-/// A command queue of an SMMU.
-#[pin_data]
-pub(crate) struct Cmdq<P> {
-    /// The way to the SMMU.
-    #[pin]
-    pub(crate) port: P,
-    /// The number of entries is `1 << shift`.
-    pub(crate) shift: u32,
-    head: Head,
-    /// The position where the range of the next owner begins. On a line of its own since owners
-    /// spin on it.
-    owner: CacheLine<Atomic<u64>>,
-    /// A bit for every slot, which is toggled when a submitter has written the slot. So it is set
-    /// for a valid slot the first time round, clear the second time, and so on: nobody has to
-    /// reset it.
-    valid: KVVec<Atomic<u64>>,
-    /// What the SMMU found fault with.
-    pub(crate) records: Records,
-    /// Held by the CPU that services an error.
-    #[pin]
-    pub(crate) service: RawSpinLockIrq<()>,
-    /// Counters of what happens seldom.
-    pub(crate) stats: Stats,
-}
-
-/// Something on a cache line of its own, see [`Head`].
-#[repr(align(64))]
-struct CacheLine<T>(T);
-
-/// What has happened since the SMMU was probed.
+/// Counters of rare events since the SMMU was probed.
 pub(crate) struct Stats {
     /// Errors by their code in `SMMU_CMDQ_CONS`: none, ILL, ABT, `ATC_INV_SYNC`, others.
     pub(crate) errors: [Atomic<u64>; 5],
-    /// Errors that a CPU serviced that was waiting for the queue, and not the interrupt handler.
+    /// Errors that were handled by a CPU that waits for the queue, not by the interrupt handler.
     pub(crate) inline: Atomic<u64>,
-    /// Commands that were sent again on their own.
+    /// `CMD_ATC_INV`s that were issued again on their own.
     pub(crate) replays: Atomic<u64>,
-    /// Waits that were given up.
+    /// `CMD_ATC_INV`s of guests that were refused, as their device has not answered before.
+    pub(crate) refused: Atomic<u64>,
+    /// Waits that timed out.
     pub(crate) timeouts: Atomic<u64>,
 }
 
-/// Makes `len` values.
-pub(crate) fn zeroes<T>(len: usize, zero: impl Fn() -> T) -> Result<KVVec<T>> {
-    let mut values = KVVec::with_capacity(len, GFP_KERNEL)?;
-    for _ in 0..len {
-        values.push(zero(), GFP_KERNEL)?;
-    }
-    Ok(values)
+/// A command queue.
+#[pin_data]
+pub(crate) struct Cmdq<H> {
+    /// The SMMU.
+    #[pin]
+    pub(crate) hw: H,
+    pub(crate) ring: Ring,
+    #[pin]
+    pub(crate) log: ErrorLog,
+    #[pin]
+    streams: Streams,
+    pub(crate) stats: Stats,
 }
 
-/// The number of bits in a word of the map of valid slots.
-const WORD: u64 = u64::BITS as u64;
-
-impl<P: Port> Cmdq<P> {
-    /// Makes a queue of `len` entries, as many as `port` has. It must be empty: `SMMU_CMDQ_PROD`
-    /// and `SMMU_CMDQ_CONS` are to be 0 by the time of the first command.
-    ///
-    /// Fails with [`EINVAL`] if there are fewer than 128 entries, the least that have room for the
-    /// driver's batches, and with [`ENOMEM`].
-    pub(crate) fn new(port: impl PinInit<P, Error>, len: usize) -> impl PinInit<Self, Error> {
+impl<H: Hw> Cmdq<H> {
+    /// Makes a queue of `len` slots, as many as `hw` has entries. For the requirements and errors
+    /// see [`Ring::new()`].
+    pub(crate) fn new(hw: impl PinInit<H, Error>, len: usize) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            port <- port,
-            shift: Self::shift_of(len)?,
-            head: Head {
-                reserved: Atomic::new(0),
-                freed: Atomic::new(0),
-                waiters: Atomic::new(0),
-                unsynced: Atomic::new(0),
-            },
-            owner: CacheLine(Atomic::new(0)),
-            valid: zeroes(len / u64::BITS as usize, || Atomic::new(0))?,
-            records: Records::new(len)?,
-            service <- new_raw_spinlock_irq!((), "arm_smmu_cmdq_service"),
+            hw <- hw,
+            ring: Ring::new::<H>(len)?,
+            log <- ErrorLog::new(len),
+            streams <- Streams::new(),
             stats: Stats {
-                errors: [const { Atomic::new(0) }; 5],
+                errors: array::from_fn(|_| Atomic::new(0)),
                 inline: Atomic::new(0),
                 replays: Atomic::new(0),
+                refused: Atomic::new(0),
                 timeouts: Atomic::new(0),
             },
         }? Error)
     }
 
-    fn shift_of(len: usize) -> Result<u32> {
-        if len < 128 || !len.is_power_of_two() {
-            return Err(EINVAL);
-        }
-        Ok(len.ilog2())
-    }
-
-    /// Puts `cmds` into the queue, with a `CMD_SYNC` behind them if they are to be complete.
+    /// Issues commands of the host, with a `CMD_SYNC` behind them if `sync`, for which it waits.
     ///
-    /// With [`Wait::No`] or [`Wait::Complete`], this is what `__arm_smmu_cmdq_issue_cmdlist()` is
-    /// in C, and gives the same ordering:
+    /// Replaces `__arm_smmu_cmdq_issue_cmdlist()`, and gives the same ordering:
     /// * What was written to memory before the call, the SMMU sees when it gets to the commands.
-    /// * What is written after it, with [`Wait::Complete`], is written after the commands are
-    ///   complete.
+    /// * With `sync`, what is written after the call is written after the commands are complete.
     /// * Of two batches, all commands of one come before all of the other.
     ///
-    /// [`Wait::Consumed`] is for somebody with many commands, who completes all of them in the end,
-    /// but is to learn of each command that the SMMU finds fault with, and to have no more of the
-    /// queue's slots at a time than one batch takes. The `CMD_SYNC` that replaces a command at
-    /// fault completes all before it.
+    /// There may be up to 64 commands. `CMD_ATC_INV`s are not mixed with others, and are waited for
+    /// even without `sync`: a time-out shows at the next `CMD_SYNC`, which has to be their own.
     ///
-    /// A `CMD_ATC_INV` goes with [`Wait::Complete`] only: that it has timed out shows at the next
-    /// `CMD_SYNC`, which is to be the one of its own batch.
+    /// The commands are always issued: this waits for room as long as it takes. If it fails with
+    /// * [`Failure::Cmd`], the SMMU raised an error for that command, and all others are complete.
+    ///   It is `CERROR_ATC_INV_SYNC` of the first device that did not answer twice, or `CERROR_ILL`.
+    /// * [`Failure::Stuck`] or [`Failure::Timeout`], they are still in the queue, and are executed
+    ///   when that goes on.
     ///
-    /// There must be room for `cmds` and a `CMD_SYNC` in the smallest queue, so 127 commands at
-    /// most.
-    ///
-    /// Of several commands that the SMMU finds fault with, the first one is reported, and all
-    /// before it are complete by then. With [`Wait::No`], nobody learns of such commands, and the
-    /// only failures are of the wait for room. After such a failure, none of the commands was
-    /// issued.
-    ///
-    /// To be called in any context but an NMI. Disables interrupts.
+    /// May be called in any context but an NMI. Disables interrupts for one second at most at a
+    /// time.
     #[inline]
-    pub(crate) fn issue(&self, cmds: &[Cmd], wait: Wait) -> Result<(), Failure> {
-        debug_assert!(wait == Wait::Complete || !cmds.iter().any(Cmd::is_atc_inv));
-        self.issue_all(cmds, wait, false)
+    pub(crate) fn issue_host(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
+        let sync = sync || cmds.first().is_some_and(|cmd| cmd.is_atc_inv());
+
+        match self.submit(cmds, sync, Sender::Host) {
+            Ok(None) => Ok(()),
+            Ok(Some(errors)) => self.resolve_host(cmds, errors),
+            Err(failure) => self.wait_again(cmds, failure),
+        }
     }
 
-    /// Does the same as [`Self::issue()`] for somebody who goes on after a failure as if the
-    /// commands were complete.
-    ///
-    /// That may be good enough when they become complete later than expected, but not if they are
-    /// never issued: so this waits for room as long as it takes. And a command that could not be
-    /// fetched, with which as such nothing is wrong, is issued once more, with those behind it.
-    /// That cannot be known of a command nobody waits for, so that `CMD_ATC_INV`s are always waited
-    /// for.
+    /// The most commands that [`Self::issue_guest()`] takes: with the `CMD_SYNC`, half of the queue
+    /// or [`MAX_GUEST_SLOTS`].
     #[inline]
-    pub(crate) fn issue_insistently(
+    pub(crate) fn max_guest_cmds(&self) -> usize {
+        // CAST: A small number.
+        (self.ring.len() / 2).min(MAX_GUEST_SLOTS as u64) as usize - 1
+    }
+
+    /// Issues commands of a guest, [`Self::max_guest_cmds()`] at most, with a `CMD_SYNC` behind them,
+    /// for which it waits. `has_atc_inv` says that there is a `CMD_ATC_INV` among them.
+    ///
+    /// Fails with [`Failure`] for the first command that is not complete. `CMD_ATC_INV`s for a
+    /// device that did not answer before may fail without being issued; see [`super::streams`].
+    /// `is_cancelled` is asked before each command that has to be replayed; if it returns true, this
+    /// fails with [`Failure::Interrupted`].
+    ///
+    /// Must be called with interrupts enabled. Disables them for one second at most at a time.
+    #[inline]
+    pub(crate) fn issue_guest(
         &self,
         cmds: &[Cmd],
-        mut wait: Wait, //
+        has_atc_inv: bool,
+        is_cancelled: impl Fn() -> bool,
     ) -> Result<(), Failure> {
-        // A time-out of ATC_INV shows at the next CMD_SYNC, whoever sent that. So it has to be the
-        // sender of the ATC_INV. Its batches hold nothing else when they are sent without.
-        if wait == Wait::No && cmds.first().is_some_and(|cmd| cmd.is_atc_inv()) {
-            wait = Wait::Complete;
+        if has_atc_inv && self.streams.any() {
+            return self.issue_known_streams(cmds, &is_cancelled);
         }
-
-        match self.issue_all(cmds, wait, true) {
-            Err(Failure::Cmd {
-                index,
-                cerror: Cerror::Abt,
-            }) => self.issue_once_more(cmds, index),
-            outcome => outcome,
-        }
-    }
-
-    /// Issues the commands from `index` on.
-    #[cold]
-    fn issue_once_more(&self, cmds: &[Cmd], index: usize) -> Result<(), Failure> {
-        self.issue_all(&cmds[index..], Wait::Complete, true)
-            .map_err(|failure| match failure {
-                Failure::Cmd { index: i, cerror } => Failure::Cmd {
-                    index: index + i,
-                    cerror,
-                },
-                // Those before are complete.
-                Failure::Stuck { complete, cerror } => Failure::Stuck {
-                    complete: Some(index + complete.unwrap_or(0)),
-                    cerror,
-                },
-                Failure::Timeout { complete } => Failure::Timeout {
-                    complete: Some(index + complete.unwrap_or(0)),
-                },
-            })
-    }
-
-    #[inline]
-    fn issue_all(&self, cmds: &[Cmd], wait: Wait, insist: bool) -> Result<(), Failure> {
-        match self.submit(cmds, wait, insist)? {
+        match self.submit(cmds, true, Sender::Guest)? {
             None => Ok(()),
-            Some(errors) => self.resolve(cmds, errors, insist),
+            Some(errors) => self.resolve_guest(cmds, errors, &is_cancelled),
         }
     }
 
-    /// Finds out which command is at fault.
+    /// Issues a guest's commands among which there may be `CMD_ATC_INV`s for devices that did not
+    /// answer before, up to the first such command.
     #[cold]
-    fn resolve(&self, cmds: &[Cmd], errors: Errors, insist: bool) -> Result<(), Failure> {
+    fn issue_known_streams(
+        &self,
+        cmds: &[Cmd],
+        is_cancelled: &impl Fn() -> bool,
+    ) -> Result<(), Failure> {
+        let verdict = cmds.iter().enumerate().find_map(|(index, cmd)| {
+            let sid = cmd.atc_inv_sid()?;
+            match self.judge(sid) {
+                Verdict::Issue => None,
+                verdict => Some((index, sid, verdict)),
+            }
+        });
+        let issued = &cmds[..verdict.map_or(cmds.len(), |(index, _, _)| index)];
+
+        // What is before it takes effect first.
+        if !issued.is_empty() {
+            if let Some(errors) = self.submit(issued, true, Sender::Guest)? {
+                self.resolve_guest(issued, errors, is_cancelled)?;
+            } else {
+                for sid in issued.iter().filter_map(Cmd::atc_inv_sid) {
+                    self.streams.answered(sid, self.hw.now());
+                }
+            }
+        }
+
+        match verdict {
+            None => Ok(()),
+            Some((index, _, Verdict::Pending(_))) => Err(Failure::Timeout {
+                complete: index,
+                is_moving: false,
+            }),
+            Some((index, sid, _)) => {
+                self.stats.refused.add(1, Relaxed);
+                self.streams.told(sid);
+                Err(Failure::Cmd {
+                    index,
+                    cerror: Cerror::AtcInvSync,
+                })
+            }
+        }
+    }
+
+    /// Decides on a `CMD_ATC_INV` of a guest. Waits for an earlier one whose outcome is not known.
+    #[cold]
+    fn judge(&self, sid: u32) -> Verdict {
+        let judge = || {
+            self.streams.judge(sid, self.hw.now(), |position| {
+                self.ring.is_consumed(&self.hw, position)
+            })
+        };
+
+        match judge() {
+            Verdict::Pending(position) => {
+                let look = || self.ring.is_consumed(&self.hw, position).then_some(());
+                // A failure of this shows in the second verdict.
+                let _ = self.wait_on(false, TIME_LIMIT, look);
+                judge()
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// Finds out which of a guest's commands failed. There is an error in the batch, and the SMMU
+    /// has got past it.
+    #[cold]
+    fn resolve_guest(
+        &self,
+        cmds: &[Cmd],
+        errors: Errors,
+        is_cancelled: &impl Fn() -> bool,
+    ) -> Result<(), Failure> {
         let before = errors.first.map_or(cmds.len(), |(index, _)| index);
 
-        // Any of the invalidations may have timed out, or none if somebody else's was still under
-        // way. They do no harm when done again: each on its own now, to be told apart.
+        // Any of the CMD_ATC_INVs may have timed out, or none if somebody else's was still under
+        // way. They do no harm when done again: each on its own now, to tell them apart.
         if errors.atc_inv_sync {
-            for (index, cmd) in cmds.iter().enumerate().take(before) {
-                if !cmd.is_atc_inv() {
+            let begin = self.hw.now();
+
+            for (index, cmd) in cmds[..before].iter().enumerate() {
+                let Some(sid) = cmd.atc_inv_sid() else {
                     continue;
+                };
+                if is_cancelled() {
+                    return Err(Failure::Interrupted { complete: index });
                 }
-                self.stats.replays.add(1, Relaxed);
-                let again = self.submit(core::slice::from_ref(cmd), Wait::Complete, insist);
-                // Those before it are complete, be it at the first go or by now.
-                let again = again.map_err(|failure| match failure {
-                    Failure::Stuck { cerror, .. } => Failure::Stuck {
-                        complete: Some(index),
-                        cerror,
-                    },
-                    Failure::Timeout { .. } => Failure::Timeout {
-                        complete: Some(index),
-                    },
-                    failure => failure,
-                })?;
-                let cerror = again.and_then(|errors| match errors.first {
-                    Some((_, cerror)) => Some(cerror),
-                    None => errors.atc_inv_sync.then_some(Cerror::AtcInvSync),
-                });
-                self.port.trace_replay(*cmd, cerror);
-                if let Some(cerror) = cerror {
+                let failed = if self.hw.now() - begin > REPLAY_LIMIT {
+                    // It is not known to be complete. All that is known to have failed was before.
+                    Some(Cerror::AtcInvSync)
+                } else {
+                    self.replay(cmd, sid, Sender::Guest)
+                        .map_err(|failure| failure.behind(index))?
+                };
+                if let Some(cerror) = failed {
                     return Err(Failure::Cmd { index, cerror });
                 }
             }
         }
 
-        match errors.first {
-            None => Ok(()),
-            Some((index, cerror)) => Err(Failure::Cmd { index, cerror }),
-        }
+        errors.first.map_or(Ok(()), |(index, cerror)| {
+            Err(Failure::Cmd { index, cerror })
+        })
     }
 
-    /// Puts `cmds` into the queue, once. Returns what the SMMU found fault with if it did so.
+    /// Finds out which of the host's commands failed, and sees to it that all others are complete.
+    #[cold]
+    fn resolve_host(&self, cmds: &[Cmd], errors: Errors) -> Result<(), Failure> {
+        let mut first = errors.first;
+
+        // As above, but the host does not issue again what is behind a command that failed.
+        if errors.atc_inv_sync {
+            let begin = self.hw.now();
+            let mut last_failed = None;
+
+            for (index, cmd) in cmds.iter().enumerate() {
+                let Some(sid) = cmd.atc_inv_sid() else {
+                    continue;
+                };
+                if errors.first.is_some_and(|(replaced, _)| replaced == index) {
+                    continue;
+                }
+                // A device that does not answer one does not answer the next, for which all would
+                // have to wait again.
+                if last_failed == Some(sid) {
+                    continue;
+                }
+                if self.hw.now() - begin > REPLAY_LIMIT || self.hw.interrupts_are_disabled() {
+                    // No time to tell them apart, but they are issued again.
+                    let rest = self.submit(&cmds[index..], true, Sender::Host)?;
+                    if rest.is_some_and(|errors| errors.atc_inv_sync) {
+                        first.get_or_insert((index, Cerror::AtcInvSync));
+                    }
+                    break;
+                }
+                match self.replay(cmd, sid, Sender::Host) {
+                    Ok(None) => (),
+                    Ok(Some(cerror)) => {
+                        last_failed = Some(sid);
+                        first = Some(first.map_or((index, cerror), |first| {
+                            // An error that was told for a command further on comes second.
+                            if first.0 < index {
+                                first
+                            } else {
+                                (index, cerror)
+                            }
+                        }));
+                    }
+                    Err(failure) => {
+                        // The queue does not move. The rest is executed when it does.
+                        let _ = self.submit(&cmds[index + 1..], false, Sender::Host);
+                        return Err(failure.behind(index));
+                    }
+                }
+            }
+        }
+
+        first.map_or(Ok(()), |(index, cerror)| {
+            Err(Failure::Cmd { index, cerror })
+        })
+    }
+
+    /// Issues a `CMD_ATC_INV` again on its own. Returns the error if it fails again.
+    #[cold]
+    fn replay(&self, cmd: &Cmd, sid: u32, sender: Sender) -> Result<Option<Cerror>, Failure> {
+        self.stats.replays.add(1, Relaxed);
+
+        let errors = self.submit(slice::from_ref(cmd), true, sender)?;
+        let failed = errors.and_then(|errors| match errors.first {
+            Some((_, cerror)) => Some(cerror),
+            None => errors.atc_inv_sync.then_some(Cerror::AtcInvSync),
+        });
+
+        let now = self.hw.now();
+        match failed {
+            Some(Cerror::AtcInvSync) => {
+                let backoff = self.streams.timed_out(sid, now);
+                self.hw.trace_backoff(sid, backoff, sender == Sender::Guest);
+            }
+            None if self.streams.any() => self.streams.answered(sid, now),
+            _ => (),
+        }
+        self.hw.trace_replay(*cmd, failed);
+        Ok(failed)
+    }
+
+    /// Waits again for commands of the host that were not complete in time, as long as the queue
+    /// moves.
+    #[cold]
+    fn wait_again(&self, cmds: &[Cmd], failure: Failure) -> Result<(), Failure> {
+        let begin = self.hw.now();
+        let mut outcome = Err(failure);
+
+        while let Err(Failure::Timeout {
+            is_moving: true, ..
+        }) = outcome
+        {
+            if self.hw.interrupts_are_disabled() || self.hw.now() - begin > SLOW_LIMIT {
+                break;
+            }
+            // The commands are in the queue, and another CMD_SYNC completes them as well.
+            outcome = match self.submit(&[], true, Sender::Host) {
+                Ok(None) => Ok(()),
+                Ok(Some(errors)) => self.resolve_host(cmds, errors),
+                Err(failure) => Err(failure),
+            };
+        }
+        outcome
+    }
+
+    /// Puts `cmds` into the queue, once, with a `CMD_SYNC` behind them if `sync`, for which it waits.
+    /// Returns the errors that the SMMU raised for them.
     #[inline]
-    fn submit(&self, cmds: &[Cmd], wait: Wait, insist: bool) -> Result<Option<Errors>, Failure> {
-        let sync = wait == Wait::Complete;
-        // CAST: `usize` has 64 bits here.
-        let len = cmds.len() as u64;
-        let count = len + u64::from(sync);
-        // Owners take their turns by the position where their range begins, so that one of them
-        // must not be empty.
+    fn submit(
+        &self,
+        cmds: &[Cmd],
+        sync: bool,
+        sender: Sender,
+    ) -> Result<Option<Errors>, Failure> {
+        let count = cmds.len() + usize::from(sync);
+        // An owner takes its turn by the position of its first slot, so it needs one.
         if count == 0 {
             return Ok(None);
         }
 
-        // From here on others may wait for this CPU.
+        // From here on others may spin for this CPU.
         let mut irq = kernel::interrupt::local_interrupt_disable();
-        let (start, is_owner) = loop {
-            match self.reserve(count) {
-                Some(reserved) => break reserved,
+        let slots = loop {
+            // CAST: `usize` has 64 bits here.
+            match self.ring.reserve(count as u64) {
+                Some(slots) => break slots,
                 None => {
                     drop(irq);
-                    match self.wait_for_room(count) {
-                        Ok(()) => (),
-                        Err(_) if insist => self.port.rest(),
-                        Err(failure) => return Err(failure),
+                    let waited = self.wait_for_room(count as u64, sender);
+                    if let (Sender::Guest, Err(failure)) = (sender, waited) {
+                        return Err(failure);
                     }
                     irq = kernel::interrupt::local_interrupt_disable();
                 }
             }
         };
-        let end = start + count;
-        let sync_at = start + len;
+        let sync_at = slots.end - 1;
+        let indices = self.indices(slots.start, count);
 
-        if self.records.any() {
+        if self.log.has_records() {
             // Left by those who did not wait, or not long enough, when the slots were theirs.
-            let _ = self.take_errors(start..end, 0);
+            let _ = self.log.take(indices.clone(), 0);
         }
 
-        self.write(start, cmds);
+        self.ring.write(&self.hw, slots.start, cmds);
         if sync {
-            let index = self.index(sync_at);
-            self.port.entries()[index].write(self.port.sync(index));
+            let index = self.ring.index(sync_at);
+            self.hw.entries()[index].write(self.hw.make_sync(index));
         } else {
-            self.head.unsynced.add(1, Relaxed);
+            self.ring.count_unsynced();
         }
-        if wait != Wait::No {
-            // While somebody waits, no slot is freed: so the queue cannot wrap and show something
-            // newer in the place of the CMD_SYNC, and the slots stay ours until we have looked.
-            // This has to be so before others can see the slots.
-            self.lock_shared(if sync { SYNC } else { 0 });
+        if sender == Sender::Guest {
+            self.log.mark_guest(indices.clone());
+        }
+        if sync {
+            // Others must not free the slots before we have looked at them, nor must the queue wrap
+            // and show something newer in the place of the CMD_SYNC.
+            self.ring.hold();
         }
 
-        // The entries, and all that they refer to, are to be in memory before they are valid, and
-        // before PROD is written. Pairs with the SMMU reading PROD.
+        // As in C: the entries, and what they refer to, must be in memory before the SMMU can see
+        // them. Pairs with the read of PROD by the SMMU.
         dma_mb(Write);
-        self.mark_valid(start, end);
+        self.ring.publish(&self.hw, slots);
+        self.hw.trace_batch(slots.start, cmds.len(), sync);
 
-        if is_owner {
-            self.publish(start, end);
-        }
-        self.port.trace_batch(start, cmds.len(), sync);
-
-        if wait == Wait::No {
+        if !sync {
             drop(irq);
             return Ok(None);
         }
 
-        let waited = if sync {
-            self.wait_for(true, || self.look_at_sync(sync_at))
-        } else {
-            self.wait_for(false, || self.look_at_cons(end))
+        let waited = self.wait_for(true, TIME_LIMIT, || self.look_at_sync(sync_at));
+        // An error is recorded before it is acknowledged, and only then does the SMMU get past the
+        // slot. That was read with an acquire, so the record is visible.
+        let result = match waited {
+            Ok(_) if !self.log.has_records() => Ok(None),
+            Ok(_) => Ok(Some(self.log.take(indices.clone(), cmds.len())).filter(Errors::any)),
+            Err(TimedOut { is_moving }) => {
+                Err(self.give_up(cmds, slots, sender, is_moving))
+            }
         };
-        // Whoever services an error records it before the acknowledgment, without which the SMMU
-        // does not get as far as to complete the CMD_SYNC, nor past the slot. What shows that it
-        // has is read with an acquire, so that the record shows too.
-        let errors = if self.records.any() {
-            self.take_errors(start..end, cmds.len())
-        } else {
-            None
-        };
-        self.unlock_shared(waited.ok());
+        if sender == Sender::Guest {
+            self.log.unmark_guest(indices.clone());
+        }
+        self.ring.release(&self.hw, waited.ok(), |index| {
+            self.log.is_replaced(index)
+        });
         drop(irq);
 
-        if let Err(Failure::Timeout { .. }) = waited {
-            self.timed_out(end - 1);
+        if result.is_err() {
+            self.timed_out(sync_at, sender);
         }
-        waited.map(|_| errors)
+        result
     }
 
-    /// The index of the slot at a position.
-    #[inline]
-    pub(crate) fn index(&self, position: u64) -> usize {
-        // CAST: `usize` has 64 bits here.
-        (position & ((1 << self.shift) - 1)) as usize
-    }
+    /// Says what is known of a batch that is not waited for any longer. The caller is still a holder
+    /// of the ring.
+    #[cold]
+    fn give_up(
+        &self,
+        cmds: &[Cmd],
+        slots: Slots,
+        sender: Sender,
+        is_moving: bool,
+    ) -> Failure {
+        let now = self.hw.now();
+        let sync_at = slots.end - 1;
 
-    /// What `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` hold for a position: index and wrap bit.
-    #[inline]
-    fn register(&self, position: u64) -> u32 {
-        // CAST: A queue has up to 2^19 entries.
-        (position & ((2 << self.shift) - 1)) as u32
-    }
-
-    /// The position that a register stands for, which is at `base` or up to two rounds after it.
-    #[inline]
-    fn position(&self, register: u32, base: u64) -> u64 {
-        let modulus = 2 << self.shift;
-        base + (u64::from(register).wrapping_sub(base) & (modulus - 1))
-    }
-
-    /// Reserves `count` slots, if there is room for them. Returns the position of the first, and
-    /// whether the caller has become the owner.
-    #[inline]
-    fn reserve(&self, count: u64) -> Option<(u64, bool)> {
-        // Whatever was done with these slots is over: pairs with the release in `free()`. To read
-        // this first makes sure that it is not ahead of what is reserved. It may be behind, and
-        // then there only seems to be less room.
-        let freed = self.head.freed.load(Acquire);
-        let mut reserved = self.head.reserved.load(Relaxed);
-
-        loop {
-            let start = reserved & !OWNED;
-            let end = start.wrapping_add(count);
-            if end.wrapping_sub(freed) > 1 << self.shift {
-                return None;
-            }
-            // Positions do not wrap, so an equal value means that nothing has been reserved since.
-            match self.head.reserved.cmpxchg(reserved, end | OWNED, Relaxed) {
-                Ok(_) => return Some((start, reserved & OWNED == 0)),
-                Err(now) => reserved = now,
+        if sender == Sender::Guest {
+            // Before the log is looked at: an error is either there now, or found by this later.
+            for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
+                self.streams.abandon(sid, now, sync_at);
             }
         }
-    }
-
-    /// Writes `cmds` into the slots from `start` on.
-    #[inline]
-    fn write(&self, start: u64, cmds: &[Cmd]) {
-        let entries = self.port.entries();
-        let (wrapped, straight) = entries.split_at(self.index(start));
-        let (first, rest) = cmds.split_at(cmds.len().min(straight.len()));
-
-        for (entry, cmd) in straight.iter().zip(first) {
-            entry.write(*cmd);
+        if self.hw.sync_has_msi() && !self.log.is_replaced(self.ring.index(sync_at)) {
+            self.ring.abandon::<H>(sync_at);
         }
-        for (entry, cmd) in wrapped.iter().zip(rest) {
-            entry.write(*cmd);
+
+        let count = cmds.len() + 1;
+        let errors = self.log.take(self.indices(slots.start, count), cmds.len());
+        if errors.atc_inv_sync && sender == Sender::Guest {
+            self.streams
+                .abandoned_sync_failed(now, |position| position == sync_at);
         }
-    }
 
-    /// Calls `f` for every word of the map that has bits for the slots from `start` to `end`, with
-    /// these bits and the value that they have when the slots are valid.
-    #[inline]
-    fn for_each_word(&self, start: u64, end: u64, f: impl Fn(&Atomic<u64>, u64, u64)) {
-        let mut position = start;
-
-        while position < end {
-            let bit = position % WORD;
-            let count = (WORD - bit).min(end - position);
-            let mask = (u64::MAX >> (WORD - count)) << bit;
-            let is_even_round = (position >> self.shift) & 1 == 0;
-
-            f(
-                &self.valid[self.index(position) / WORD as usize],
-                mask,
-                if is_even_round { mask } else { 0 },
-            );
-            position += count;
-        }
-    }
-
-    /// Marks the slots from `start` to `end` as valid. Gives no ordering.
-    #[inline]
-    fn mark_valid(&self, start: u64, end: u64) {
-        self.for_each_word(start, end, |word, mask, valid| {
-            // All of these bits are the opposite of `valid` before, so that this toggles them and
-            // carries nothing into others.
-            if valid != 0 {
-                word.add(mask, Relaxed);
-            } else {
-                word.add(mask.wrapping_neg(), Relaxed);
+        match errors.first {
+            Some((index, cerror)) => {
+                // The CMD_SYNC that has replaced the command completes those before it.
+                let consumed = self
+                    .ring
+                    .count_consumed(&self.hw, slots.start, count as u64);
+                // CAST: `usize` has 64 bits here.
+                if consumed as usize > index {
+                    Failure::Cmd { index, cerror }
+                } else {
+                    Failure::Stuck {
+                        complete: 0,
+                        cerror,
+                    }
+                }
             }
-        });
-    }
-
-    /// Tells the SMMU of what has been reserved from `start` on, which the caller owns. The slots
-    /// up to `own_end` are its own, and valid.
-    #[inline]
-    fn publish(&self, start: u64, own_end: u64) {
-        // PROD may not move backwards: wait for the owner before to have written it. Pairs with
-        // the release below.
-        while self.owner.0.load(Acquire) != start {
-            cpu_relax();
-        }
-
-        // From here on, the next one to reserve slots is an owner itself.
-        let end = self.head.reserved.fetch_sub(OWNED, Relaxed) & !OWNED;
-
-        // Others may still be writing. The acquire orders their bits before PROD, and each of them
-        // has put its entries before its bits with dma_mb(Write), as we have put ours before PROD.
-        self.for_each_word(own_end, end, |word, mask, valid| {
-            while word.load(Acquire) & mask != valid {
-                cpu_relax();
-            }
-        });
-
-        self.port.write_prod(self.register(end));
-        // After PROD is written, not before.
-        self.owner.0.store(end, Release);
-    }
-
-    /// Keeps slots from being freed, except by a holder. `count` is added to [`Head::waiters`] as
-    /// well.
-    #[inline]
-    fn lock_shared(&self, count: u64) {
-        // If somebody frees slots right now, it is by a CONS that was read before our slots are
-        // visible, and so it does not go past them. The acquire keeps it so: our slots become
-        // visible after the other one is through.
-        if self.head.waiters.fetch_add(count + 1, Acquire) & EXCLUSIVE != 0 {
-            while self.head.waiters.load(Acquire) & EXCLUSIVE != 0 {
-                cpu_relax();
-            }
+            None => Failure::Timeout {
+                complete: 0,
+                is_moving,
+            },
         }
     }
 
-    /// Reverts [`Self::lock_shared()`]. The last one frees all slots before the position
-    /// `consumed`.
+    /// The indices of `count` slots from a position on, for the error log.
     #[inline]
-    fn unlock_shared(&self, consumed: Option<u64>) {
-        if let Some(position) = consumed {
-            // If we are the only one at this moment, then whoever joins us has got slots after what
-            // we saw consumed. If we are not, then another one will be the last. With CONS read by
-            // an acquire, all those show here whose slots are before it.
-            if self.head.waiters.load(Relaxed) & HOLDERS == 1 {
-                self.free(position);
-            }
-        }
-        // After all that we have done with the slots.
-        let _ = self.head.waiters.fetch_sub(1, Release);
+    fn indices(&self, start: u64, count: usize) -> Range<usize> {
+        let index = self.ring.index(start);
+
+        index..index + count
     }
 
-    /// Frees all slots before a position, unless that makes no sense, as the position of an SMMU
-    /// often does which has lost its power.
+    /// Looks whether the `CMD_SYNC` at a position, which is the caller's, is complete.
     #[inline]
-    fn free(&self, position: u64) {
-        if position <= self.head.reserved.load(Relaxed) & !OWNED {
-            // What was done with these slots comes before. Pairs with the acquire in `reserve()`.
-            self.head.freed.store(position, Release);
-        }
-    }
-
-    /// Looks whether the `CMD_SYNC` at a position is complete. If it is, returns the position up to
-    /// which the SMMU is known to have consumed everything.
-    #[inline]
-    fn look_at_sync(&self, position: u64) -> Option<u64> {
+    fn look_at_sync(&self, position: u64) -> Option<Consumed> {
         let next = position + 1;
 
-        if self.port.sync_is_overwritten() {
-            let index = self.index(position);
+        if self.hw.sync_has_msi() {
+            let index = self.ring.index(position);
 
-            if self.port.entries()[index].is_overwritten() {
-                return Some(next);
+            if self.hw.entries()[index].has_completion_msi() {
+                return Some(Consumed {
+                    position: next,
+                    msis_arrived: true,
+                });
             }
-            // What replaces one that is erroneous is not overwritten. For any other, CONS may tell
-            // of the completion before the slot does, which then is not ours to give away yet.
-            if !self.records.any() || !self.records.is_replaced(index) {
+            // A CMD_SYNC that has replaced an illegal one has no MSI. For any other, CONS may show
+            // the completion before the MSI arrives, and the slot is not free until it does.
+            if !self.log.has_records() || !self.log.is_replaced(index) {
                 return None;
             }
         }
 
-        self.look_at_cons(next)
+        self.ring.look_at_cons(&self.hw, next)
     }
 
-    /// Looks whether the SMMU has consumed all before the position `next`. If it has, returns the
-    /// position up to which it is known to have consumed everything.
+    /// Waits until `look` returns something, which it often does at once; see [`Self::wait_on()`].
     #[inline]
-    fn look_at_cons(&self, next: u64) -> Option<u64> {
-        // As nothing is freed while we wait, CONS is less than a round ahead of `next` and at most
-        // a round behind it, which here seems to be one ahead or more.
-        let at = self.position(self.port.read_cons(), next);
-        (at - next < 1 << self.shift).then_some(at)
-    }
-
-    /// Waits until `look` finds what it looks for, as [`Self::wait_on()`] does, but for that it has
-    /// often happened by now.
-    ///
-    /// What is read or written afterwards is so after what was found.
-    #[inline]
-    fn wait_for<T>(&self, for_sync: bool, look: impl Fn() -> Option<T>) -> Result<T, Failure> {
+    fn wait_for<T>(
+        &self,
+        for_sync: bool,
+        limit: Delta,
+        look: impl Fn() -> Option<T>,
+    ) -> Result<T, TimedOut> {
         match look() {
             Some(found) => Ok(found),
-            None => self.wait_on(for_sync, look),
+            None => self.wait_on(for_sync, limit, look),
         }
     }
 
-    /// Waits until there is room for `count` slots, or seems to be.
-    #[cold]
-    fn wait_for_room(&self, count: u64) -> Result<(), Failure> {
-        let look = || {
-            let freed = self.try_free();
-            let reserved = self.head.reserved.load(Relaxed) & !OWNED;
-            (reserved.wrapping_add(count).wrapping_sub(freed) <= 1 << self.shift).then_some(())
-        };
-        let waited = self.wait_for(false, look);
-
-        if let Err(Failure::Timeout { .. }) = waited {
-            self.timed_out(self.head.reserved.load(Relaxed) & !OWNED);
-        }
-        waited
-    }
-
-    /// Frees what the SMMU has consumed, unless somebody waits for the SMMU and so will do it.
-    /// Returns the position up to which slots are free.
-    fn try_free(&self) -> u64 {
-        // Others may spin until we are through.
-        let _irq = kernel::interrupt::local_interrupt_disable();
-        let waiters = self.head.waiters.load(Relaxed);
-
-        if waiters & (EXCLUSIVE | HOLDERS) == 0
-            && self
-                .head
-                .waiters
-                .cmpxchg(waiters, waiters | EXCLUSIVE, Acquire)
-                .is_ok()
-        {
-            // Nobody else writes it now. CONS is at most a round ahead of it.
-            let freed = self.head.freed.load(Relaxed);
-            self.free(self.position(self.port.read_cons(), freed));
-            let _ = self.head.waiters.fetch_sub(EXCLUSIVE, Release);
-        }
-        self.head.freed.load(Acquire)
-    }
-
-    /// Waits until `look` finds what it looks for, or until there is no point in waiting any
-    /// longer.
+    /// Waits until `look` returns something, for `limit` at most, and for [`TIME_LIMIT`] at most
+    /// while the queue does not move.
     ///
-    /// If the queue stands still because of an error, services the error: its interrupt may be
-    /// routed to this CPU, which does not take it while interrupts are disabled. `for_sync` is for
-    /// [`Port::pause()`].
+    /// Handles errors meanwhile: their interrupt may be routed to this CPU, which does not take it
+    /// while interrupts are disabled. For `for_sync` see [`Hw::pause()`].
     #[inline(never)]
-    fn wait_on<T>(&self, for_sync: bool, look: impl Fn() -> Option<T>) -> Result<T, Failure> {
-        // Of what CONS holds, the error means nothing unless one is active.
-        let read_cons = || self.register(u64::from(self.port.read_cons()));
-
-        let begin = self.port.now();
-        // Since when the queue stands still, and what it looked like then.
+    fn wait_on<T>(
+        &self,
+        for_sync: bool,
+        limit: Delta,
+        look: impl Fn() -> Option<T>,
+    ) -> Result<T, TimedOut> {
+        let begin = self.hw.now();
+        let mut now = begin;
+        // Since when the queue stands still, and where.
         let mut since = begin;
-        let mut cons = read_cons();
-        let mut serviced = self.records.serviced();
-        let mut given_up = self.records.given_up();
-        let mut spins = 0;
+        let mut cons = None;
+        let mut next_check = begin + ERROR_INTERVAL;
+        let mut is_moving = false;
+        let mut looks = 0u32;
 
         loop {
-            spins += 1;
-            if !self.port.pause(spins, for_sync) {
-                if let Some(found) = look() {
-                    return Ok(found);
-                }
-                continue;
-            }
+            self.hw.pause(looks, now - since, for_sync);
+            looks = looks.saturating_add(1);
 
-            // Before the look, in case that this CPU is taken away from us after it.
-            let now = self.port.now();
+            // Before the look, in case that this CPU is preempted by a hypervisor after it.
+            now = self.hw.now();
             if let Some(found) = look() {
                 return Ok(found);
             }
-
-            let cons_now = read_cons();
-            if cons_now != cons {
-                given_up = self.records.given_up();
-            } else if self.records.given_up() != given_up {
-                // Only those fail who were waiting when it was given up. Later ones try once more.
-                return Err(Failure::Stuck {
-                    complete: None,
-                    cerror: self.records.given_up_cerror(),
-                });
-            } else if self.records.serviced() == serviced
-                && !self.service_error(true)
-                && self.records.serviced() == serviced
-            {
-                if now - since > TIME_LIMIT || now - begin > TOTAL_LIMIT {
-                    return Err(Failure::Timeout { complete: None });
-                }
+            if now < next_check {
                 continue;
             }
 
-            // Something happens: CONS has moved, or there was an error, with which it may not have.
-            if now - begin > TOTAL_LIMIT {
-                return Err(Failure::Timeout { complete: None });
+            // The longer it takes, the less often: looking costs the SMMU time as well. An error
+            // that has to be acknowledged is more urgent.
+            let waited = now - since;
+            let (min, max) = match self.handle_error(true) {
+                Handled::NoError | Handled::ByWaiter => (ERROR_INTERVAL, waited),
+                Handled::Acknowledged(_) | Handled::Later => (RETRY_INTERVAL, MAX_PAUSE),
+            };
+            let interval = (waited.as_nanos() / 8).min(max.as_nanos());
+            next_check = now + Delta::from_nanos(interval.max(min.as_nanos()));
+
+            // The other bits, the error, mean nothing unless one is active.
+            let at = self.ring.register(u64::from(self.hw.read_cons()));
+            if cons != Some(at) {
+                is_moving |= cons.is_some();
+                cons = Some(at);
+                since = now;
+                looks = 0;
+            } else if waited > TIME_LIMIT {
+                return Err(TimedOut { is_moving });
             }
-            since = now;
-            cons = cons_now;
-            serviced = self.records.serviced();
-            spins = 0;
+            if now - begin > limit {
+                return Err(TimedOut { is_moving });
+            }
         }
     }
 
-    /// Counts and reports that the SMMU did not get to a position in time.
+    /// Waits until there seems to be room for `count` slots.
     #[cold]
-    fn timed_out(&self, position: u64) {
-        self.stats.timeouts.add(1, Relaxed);
-        self.port.trace_timeout(position, self.port.read_cons());
+    fn wait_for_room(&self, count: u64, sender: Sender) -> Result<(), Failure> {
+        let look = |msis_are_lost| {
+            self.ring.try_free(&self.hw, msis_are_lost, |index| {
+                self.log.is_replaced(index)
+            });
+            self.ring.has_room(count).then_some(())
+        };
+
+        self.wait_for(false, SLOW_LIMIT, || look(false))
+            .or_else(|TimedOut { is_moving }| {
+                // A completion MSI that is so late does not come any more.
+                look(true).ok_or_else(|| {
+                    self.timed_out(self.ring.reserved(), sender);
+                    Failure::Timeout {
+                        complete: 0,
+                        is_moving,
+                    }
+                })
+            })
     }
 
-    /// How many commands other than `CMD_SYNC`, `CMD_SYNC`s and batches there have been.
-    ///
-    /// The numbers are not of one instant if the queue is in use.
+    /// Counts and traces a wait for a position that timed out.
+    #[cold]
+    fn timed_out(&self, position: u64, sender: Sender) {
+        self.stats.timeouts.add(1, Relaxed);
+        self.hw
+            .trace_timeout(position, self.hw.read_cons(), sender == Sender::Guest);
+    }
+
+    /// Handles the active error; see [`ErrorLog::handle()`].
+    pub(crate) fn handle_error(&self, inline: bool) -> Handled {
+        let handled = self.log.handle(&self.hw, inline, |index| {
+            if self.streams.any() {
+                self.streams
+                    .abandoned_sync_failed(self.hw.now(), |position| {
+                        self.ring.index(position) == index
+                    });
+            }
+        });
+
+        if let Handled::Acknowledged(report) = &handled {
+            // CAST: Seven bits.
+            let code = ((report.cons >> 24) & 0x7f) as usize;
+            self.stats.errors[code.min(self.stats.errors.len() - 1)].add(1, Relaxed);
+            if inline {
+                self.stats.inline.add(1, Relaxed);
+            }
+            self.hw.trace_error(report);
+        }
+        handled
+    }
+
+    /// Forgets that the device of a stream has not answered. It was attached or reset.
+    pub(crate) fn forget_stream(&self, sid: u32) {
+        if self.streams.any() {
+            self.streams.forget(sid, self.hw.now());
+        }
+    }
+
+    /// Prepares for an SMMU that is being reset, with its command queue disabled. Returns what
+    /// `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` have to be set to; see [`Ring::reset()`].
+    pub(crate) fn reset(&self) -> u32 {
+        self.log.reset(&self.hw);
+        self.ring.reset(&self.hw)
+    }
+
+    /// The numbers of commands other than `CMD_SYNC`, of `CMD_SYNC`s and of batches so far.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let syncs = self.head.waiters.load(Relaxed) / SYNC;
-        let batches = syncs + self.head.unsynced.load(Relaxed);
-        let slots = self.head.reserved.load(Relaxed) & !OWNED;
+        let (slots, syncs, batches) = self.ring.counts();
 
         (slots.saturating_sub(syncs), syncs, batches)
     }

@@ -32,18 +32,14 @@ use kernel::{
 use super::{
     cmd::Cmd,
     cmdq::Cmdq,
-    port::SmmuPort, //
+    smmu_hw::SmmuHw, //
 };
 
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
-use super::sanitise::Features;
-
-/// The most commands in a batch.
-///
-/// With its `CMD_SYNC` it is as large as the driver's own batches, which fit into any queue that
-/// the driver accepts.
-#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
-pub(crate) const BATCH_MAX: usize = bindings::CMDQ_BATCH_ENTRIES as usize - 1;
+use super::sanitise::{
+    Features,
+    Stream, //
+};
 
 // Commands are handed over to C as they are.
 const _: () = assert!(
@@ -76,7 +72,7 @@ impl Smmu {
 
     /// The command queue that all users of the SMMU share.
     #[inline]
-    pub(crate) fn cmdq(&self) -> &Cmdq<SmmuPort> {
+    pub(crate) fn cmdq(&self) -> &Cmdq<SmmuHw> {
         // SAFETY: By the type invariant the SMMU has been probed, which makes its command queue.
         unsafe { cmdq_from_raw(&raw const (*self.0.get()).cmdq) }
     }
@@ -149,23 +145,33 @@ impl Vsmmu {
         unsafe { (*self.0.get()).vmid }
     }
 
-    /// The stream ID of the device that the guest knows by `vsid`, or [`None`] if no vDEVICE has
-    /// it.
+    /// The stream of the device that the guest knows by `vsid`, or [`None`] if no vDEVICE has it.
     ///
-    /// The vDEVICE may be gone once the answer is used. To invalidate what a device caches that is
-    /// no longer the guest's is needless but not wrong.
+    /// The vDEVICE may be gone, and ATS enabled or disabled, once the answer is used. It is needless
+    /// but not wrong to invalidate what a device caches that is no longer the guest's. A device has
+    /// an empty cache when ATS is enabled, so that there is nothing to invalidate if it was disabled
+    /// a moment before.
     ///
     /// Takes a spinlock. Replaces `arm_vsmmu_vsid_to_sid()`.
     #[inline]
-    pub(crate) fn vsid_to_sid(&self, vsid: u32) -> Option<u32> {
+    pub(crate) fn find_stream(&self, vsid: u32) -> Option<Stream> {
         self.viommu().with_vdevice(vsid as usize, |master| {
             let master: *mut bindings::arm_smmu_master = master.cast();
 
             // SAFETY: The core links a device only to a vIOMMU of the device's own IOMMU, so that
             // the private data is a `struct arm_smmu_master`. It shows a vDEVICE only after the
             // operation `vdevice_init` has accepted it, and those of this driver refuse a device
-            // that has not got exactly one stream. Streams do not change afterwards.
-            unsafe { (*(*master).streams).id }
+            // that has not got exactly one stream. Neither streams nor the number of substream bits
+            // change afterwards.
+            let (sid, ssid_bits) = unsafe { ((*(*master).streams).id, (*master).ssid_bits) };
+            // SAFETY: As above.
+            let has_ats = unsafe { bindings::arm_smmu_rust_ats_is_enabled(master) };
+
+            Stream {
+                sid,
+                has_ats,
+                has_substreams: ssid_bits != 0,
+            }
         })
     }
 }
@@ -173,7 +179,7 @@ impl Vsmmu {
 /// A command queue that a C struct points to, for as long as this value exists.
 pub(crate) struct Published {
     queue: *mut bindings::arm_smmu_cmdq,
-    _owner: Arc<Cmdq<SmmuPort>>,
+    _owner: Arc<Cmdq<SmmuHw>>,
 }
 
 // SAFETY: The C struct belongs to no thread, and the queue may be sent to another.
@@ -186,7 +192,7 @@ impl Published {
     ///
     /// `cmdq` must be valid for as long as the value exists, and not in use yet.
     pub(crate) unsafe fn new(
-        queue: &Arc<Cmdq<SmmuPort>>,
+        queue: &Arc<Cmdq<SmmuHw>>,
         cmdq: *mut bindings::arm_smmu_cmdq,
     ) -> Self {
         // SAFETY: By the safety requirements.
@@ -222,10 +228,10 @@ unsafe fn published<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut
 ///
 /// # Safety
 ///
-/// `cmdq` must be valid for `'a`, and [`super::arm_smmu_rust_cmdq_init()`] must have succeeded for
+/// `cmdq` must be valid for `'a`, and [`super::arm_smmu_rust_cmdq_alloc()`] must have succeeded for
 /// it. The SMMU must be bound to its driver.
 #[inline]
-pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Cmdq<SmmuPort> {
+pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Cmdq<SmmuHw> {
     // SAFETY: By the safety requirements the pointer is to a queue, and the queue lives as long as
     // the SMMU is bound to its driver.
     unsafe { &*published(cmdq).load(Relaxed).cast() }
@@ -235,17 +241,17 @@ pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> 
 ///
 /// # Safety
 ///
-/// `cmdq` must be valid, and [`super::arm_smmu_rust_cmdq_init()`] must have succeeded for it.
+/// `cmdq` must be valid, and [`super::arm_smmu_rust_cmdq_alloc()`] must have succeeded for it.
 pub(crate) unsafe fn cmdq_from_interrupt<'a>(
     cmdq: *const bindings::arm_smmu_cmdq,
     _rcu: &'a rcu::Guard,
-) -> Option<&'a Cmdq<SmmuPort>> {
+) -> Option<&'a Cmdq<SmmuHw>> {
     // SAFETY: By the safety requirements. A queue that is found is not freed before the end of the
     // RCU read-side critical section.
     unsafe {
         published(cmdq)
             .load(Acquire)
-            .cast::<Cmdq<SmmuPort>>()
+            .cast::<Cmdq<SmmuHw>>()
             .as_ref()
     }
 }

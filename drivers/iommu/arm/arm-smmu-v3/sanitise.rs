@@ -3,13 +3,15 @@
 //! The sanitiser: decides whether a guest's command may go into the command queue that all users of
 //! the physical SMMU share, and puts the IDs of the physical SMMU in place of the guest's.
 //!
-//! An SMMU stops its command queue at a command that it finds illegal, whoever sent it. It may find
-//! a command illegal for an opcode that it does not know and for a bit that is reserved, or that
-//! belongs to a feature that it does not have (IHI 0070, 4.1 and 7.1). So whatever is not known to
-//! be legal is refused here.
+//! An SMMU stops its command queue at an illegal command, whoever sent it. It may find a command
+//! illegal for an opcode that it does not know, and for a bit that is reserved or belongs to a
+//! feature that it does not have (Arm IHI 0070, 4.1 and 7.1). So whatever is not known to be legal is
+//! refused here.
 //!
-//! IDs and addresses that are out of range are not: the architecture confines the effect of those
-//! to the guest, and none of them stops the queue.
+//! IDs and addresses that are out of range are not refused: the architecture confines the effect of
+//! those to the guest, and none of them raises `CERROR_ILL`. Nor are a granule that the SMMU does not
+//! have, and a scale of 40 or more, which software should not send but which are not reserved
+//! (4.4.1.1).
 
 use kernel::prelude::*;
 
@@ -39,6 +41,17 @@ pub(crate) struct Features {
     pub(crate) ssid_bits: u32,
 }
 
+/// What the host knows of the device behind a stream, as far as it concerns its commands.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream {
+    /// The stream ID of the physical SMMU.
+    pub(crate) sid: u32,
+    /// ATS is enabled.
+    pub(crate) has_ats: bool,
+    /// There are substreams: the device has PASIDs.
+    pub(crate) has_substreams: bool,
+}
+
 /// Why a command is refused, for which the guest is to see a `CERROR_ILL`.
 ///
 /// The physical SMMU would raise it, or is free to, or does not know what the guest means: a stream
@@ -53,9 +66,44 @@ pub(crate) struct Illegal;
 /// * Each of them is what [`Features::sanitise()`] makes of a guest's command, but for those that
 ///   were spoilt on purpose.
 /// * `has_atc_inv` is set if there is a `CMD_ATC_INV` among them.
+/// * `skipped` has the requests that there is no command for.
 pub(crate) struct Batch<'a> {
     cmds: &'a mut [Cmd],
     has_atc_inv: bool,
+    skipped: Skipped,
+}
+
+/// The most requests in a block.
+pub(crate) const MAX_BLOCK: usize = 256;
+
+/// The requests of a block that are complete without a command: a bit for each, by its index.
+#[derive(Clone, Copy)]
+struct Skipped([u64; MAX_BLOCK / u64::BITS as usize]);
+
+impl Skipped {
+    /// No requests.
+    const NONE: Self = Self([0; MAX_BLOCK / u64::BITS as usize]);
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    fn contains(&self, index: usize) -> bool {
+        let bits = u64::BITS as usize;
+
+        self.0
+            .get(index / bits)
+            .is_some_and(|word| (word >> (index % bits)) & 1 != 0)
+    }
+
+    #[cold]
+    fn insert(&mut self, index: usize) {
+        let bits = u64::BITS as usize;
+
+        if let Some(word) = self.0.get_mut(index / bits) {
+            *word |= 1 << (index % bits);
+        }
+    }
 }
 
 impl Batch<'_> {
@@ -65,6 +113,7 @@ impl Batch<'_> {
         Self {
             cmds: &mut [],
             has_atc_inv: false,
+            skipped: Skipped::NONE,
         }
     }
 
@@ -78,6 +127,24 @@ impl Batch<'_> {
     #[inline]
     pub(crate) fn has_atc_inv(&self) -> bool {
         self.has_atc_inv
+    }
+
+    /// The number of requests that are complete when the first `count` commands are.
+    ///
+    /// They are as many, unless some were complete without a command.
+    #[inline]
+    pub(crate) fn requests(&self, count: usize) -> usize {
+        if self.skipped.is_empty() {
+            return count;
+        }
+        // The next request that has a command is the one with so many of those before it.
+        let mut left = count;
+        let mut request = 0;
+        while left != 0 || self.skipped.contains(request) {
+            left -= usize::from(!self.skipped.contains(request));
+            request += 1;
+        }
+        request
     }
 
     /// Makes those commands illegal that `is_chosen` chooses, asked for one after another.
@@ -97,26 +164,35 @@ impl Features {
     /// Turns the guest's commands in `block` into a batch for the physical SMMU, up to the first
     /// one that is illegal.
     ///
-    /// `vmid` is the VMID of the guest. `vsid_to_sid` looks up the stream ID of the device that the
-    /// guest knows by a virtual one.
+    /// `vmid` is the VMID of the guest. `find_stream` looks up the device that the guest knows by a
+    /// virtual stream ID. There may be up to [`MAX_BLOCK`] commands.
+    ///
+    /// A `CMD_ATC_INV` has no effect, and so is complete without a command, if its device has ATS
+    /// disabled, or if it is for a substream and the device has none. An SMMU that sends it to the
+    /// device may get no answer (3.9.1.4 and 4.5).
     #[inline]
     pub(crate) fn sanitise_block<'a>(
         &self,
         block: &'a mut [Cmd],
         vmid: u16,
-        vsid_to_sid: impl Fn(u32) -> Option<u32>,
+        find_stream: impl Fn(u32) -> Option<Stream>,
     ) -> (Batch<'a>, Result<(), Illegal>) {
         let mut has_atc_inv = false;
+        let mut skipped = Skipped::NONE;
         let mut result = Ok(());
         let mut len = 0;
 
         for cmd in block.iter_mut() {
             let sane = match self.sanitise_plain(*cmd, vmid) {
                 Some(sane) => sane,
-                None => match self.sanitise(*cmd, vmid, &vsid_to_sid) {
-                    Ok(sane) => {
+                None => match self.sanitise(*cmd, vmid, &find_stream) {
+                    Ok(Some(sane)) => {
                         has_atc_inv |= sane.is_atc_inv();
                         sane
+                    }
+                    Ok(None) => {
+                        skipped.insert(len);
+                        *cmd
                     }
                     Err(e) => {
                         result = Err(e);
@@ -127,15 +203,20 @@ impl Features {
             *cmd = sane;
             len += 1;
         }
-        // INVARIANT: As many of them were replaced.
+        if !skipped.is_empty() {
+            len = remove(&mut block[..len], &skipped);
+        }
+        // INVARIANT: As many of them were replaced, and those are removed for which there is no
+        // command.
         let batch = Batch {
             cmds: &mut block[..len],
             has_atc_inv,
+            skipped,
         };
         (batch, result)
     }
 
-    /// Turns a guest's command into one for the physical SMMU.
+    /// Turns a guest's command into one for the physical SMMU, or into none if it has no effect.
     ///
     /// Replaces `arm_vsmmu_convert_user_cmd()` and `arm_vsmmu_validate_user_cmd()`. See
     /// [`Self::sanitise_block()`] for the arguments.
@@ -145,8 +226,8 @@ impl Features {
         &self,
         cmd: Cmd,
         vmid: u16,
-        vsid_to_sid: impl FnOnce(u32) -> Option<u32>,
-    ) -> Result<Cmd, Illegal> {
+        find_stream: impl FnOnce(u32) -> Option<Stream>,
+    ) -> Result<Option<Cmd>, Illegal> {
         let [word0, word1] = cmd.words();
         let opcode = Tlbi0::from_raw(word0).opcode().map_err(|_| Illegal)?;
 
@@ -156,7 +237,7 @@ impl Features {
             return Err(Illegal);
         }
 
-        Ok(Cmd::new(match opcode {
+        Ok(Some(Cmd::new(match opcode {
             // To the guest this is all of its own translations, which on the physical SMMU are
             // those of its VMID.
             Opcode::TlbiNsnhAll => {
@@ -175,18 +256,22 @@ impl Features {
             }
             Opcode::CfgiCd | Opcode::CfgiCdAll => {
                 let word0 = Cfgi0::from_raw(word0);
-                let sid = vsid_to_sid(word0.sid().cast::<u32>().get()).ok_or(Illegal)?;
-                [word0.with_sid(sid).into_raw(), word1]
+                let stream = find_stream(word0.sid().cast::<u32>().get()).ok_or(Illegal)?;
+                [word0.with_sid(stream.sid).into_raw(), word1]
             }
             Opcode::AtcInv => {
                 if !self.ats || AtcInv1::from_raw(word1).size().get() > AtcInv1::SIZE_ALL {
                     return Err(Illegal);
                 }
                 let word0 = AtcInv0::from_raw(word0);
-                let sid = vsid_to_sid(word0.sid().cast::<u32>().get()).ok_or(Illegal)?;
-                [word0.with_sid(sid).into_raw(), word1]
+                let stream = find_stream(word0.sid().cast::<u32>().get()).ok_or(Illegal)?;
+                let has_substream = word0.ssv().get() != 0;
+                if !stream.has_ats || (has_substream && !stream.has_substreams) {
+                    return Ok(None);
+                }
+                [word0.with_sid(stream.sid).into_raw(), word1]
             }
-        }))
+        })))
     }
 
     /// A short way to what [`Self::sanitise()`] does, for the commands that come by the thousands.
@@ -245,7 +330,7 @@ impl Features {
     /// The bits of an ASID.
     #[inline]
     fn asid(&self) -> u64 {
-        // The upper half is reserved if the SMMU has 8 bits for it (4.4.1).
+        // The upper half is reserved if the SMMU has 8 bits for it (4.4).
         (((1 << self.asid_bits) - 1) << Tlbi0::ASID_SHIFT) & Tlbi0::ASID_MASK
     }
 
@@ -290,6 +375,20 @@ impl Features {
             _ => true,
         }
     }
+}
+
+/// Moves the commands that are not skipped to the front. Returns their number.
+#[cold]
+fn remove(cmds: &mut [Cmd], skipped: &Skipped) -> usize {
+    let mut len = 0;
+
+    for index in 0..cmds.len() {
+        if !skipped.contains(index) {
+            cmds[len] = cmds[index];
+            len += 1;
+        }
+    }
+    len
 }
 
 /// Of the first word of a `CMD_TLBI_*`, the bits that each of them but `CMD_TLBI_NSNH_ALL` has.

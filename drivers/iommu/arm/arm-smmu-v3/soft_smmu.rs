@@ -40,19 +40,17 @@ use kernel::{
 };
 
 use super::{
-    cerror::{
-        Action,
-        Cerror,
-        Report, //
-    },
     cmd::{
         Cmd,
         SyncSignal, //
     },
-    cmdq::{
-        zeroes,
+    hw::{
+        try_vec,
+        Action,
+        Cerror,
         Entry,
-        Port, //
+        Hw,
+        Report, //
     }, //
 };
 
@@ -89,8 +87,8 @@ pub(crate) enum Fate {
     Fine,
     /// An opcode that is reserved.
     Illegal,
-    /// Cannot be fetched the first so many times, whatever is in the slot by then. With
-    /// [`FOR_EVER`], not before [`SoftSmmu::heal()`].
+    /// Cannot be fetched the first so many times, one of [`ABORTS`], whatever is in the slot by then.
+    /// With [`FOR_EVER`], not before [`SoftSmmu::heal()`].
     Abort(u32),
     /// `CMD_ATC_INV` that the device answers.
     Answered,
@@ -131,13 +129,20 @@ const RESERVED: u64 = 0x7e;
 /// The opcode of an entry that nobody has written since the SMMU consumed it.
 const USED: u64 = 0xee;
 
-const SID_ANSWERED: u64 = 1;
-const SID_ANSWERED_AGAIN: u64 = 2;
-const SID_UNANSWERED: u64 = 3;
-const SID_SLOW: u64 = 4;
+/// The stream of the commands that are [`Fate::Answered`].
+pub(crate) const SID_ANSWERED: u32 = 1;
 
-/// In the four uppermost bits of the address: cannot be fetched for ever.
-const ABORT_FOR_EVER: u32 = 15;
+/// The stream of those that are [`Fate::AnsweredAgain`].
+pub(crate) const SID_ANSWERED_AGAIN: u32 = 2;
+
+/// The stream of those that are [`Fate::Unanswered`].
+pub(crate) const SID_UNANSWERED: u32 = 3;
+
+const SID_SLOW: u32 = 4;
+
+/// How often a command may fail to be fetched. The four uppermost bits of the address are an index
+/// into this.
+const ABORTS: [u32; 8] = [0, 1, 2, 3, 4, 10, 100, FOR_EVER];
 
 /// The bus address of the queue.
 const BASE: u64 = 0x8000_0000;
@@ -151,18 +156,20 @@ impl Tag {
         let (opcode, sid, aborts) = match fate {
             Fate::Fine => (TLBI_NH_VA, 0, 0),
             Fate::Illegal => (RESERVED, 0, 0),
-            Fate::Abort(count) => (TLBI_NH_VA, 0, count.min(ABORT_FOR_EVER)),
+            Fate::Abort(count) => (TLBI_NH_VA, 0, count),
             Fate::Answered => (ATC_INV, SID_ANSWERED, 0),
             Fate::AnsweredAgain => (ATC_INV, SID_ANSWERED_AGAIN, 0),
             Fate::Unanswered => (ATC_INV, SID_UNANSWERED, 0),
             Fate::Slow => (CFGI_CD, SID_SLOW, 0),
         };
-        let address = u64::from(aborts) << 60
+        // CAST: A small number.
+        let aborts = ABORTS.iter().position(|count| *count == aborts).unwrap_or(0) as u64;
+        let address = aborts << 60
             | u64::from(self.producer) << 52
             | u64::from(self.batch) << 20
             | u64::from(self.index) << 12;
 
-        Cmd::new([opcode | sid << 32, address])
+        Cmd::new([opcode | u64::from(sid) << 32, address])
     }
 
     /// Reverts [`Self::command()`] for the second word.
@@ -245,6 +252,20 @@ struct State {
     unanswered: bool,
     /// For how many pauses the queue is to stand still.
     stall: u32,
+    /// For how many pauses no completion MSI is written.
+    held_msis: u32,
+    /// How much time a pause takes, in milliseconds, while there is an error or an MSI is held.
+    hurry: i64,
+    /// The time at which all is healed.
+    heal_at: Option<Instant<Monotonic>>,
+    /// After a `CMD_SYNC` with an MSI, `SMMU_CMDQ_CONS` shows it only when there is something new.
+    cons_lags: bool,
+    /// Whether the last command was such a `CMD_SYNC`.
+    is_behind_msi: bool,
+    /// All devices answer.
+    all_answer: bool,
+    /// For how many pauses the queue stands still before the next `ATC_INV_SYNC`.
+    atc_stall: u32,
     /// The positions of `CMD_SYNC`s that are complete and whose message is on its way.
     late: [Option<u64>; LATE],
     /// The command before that at `cons`, unless it was a `CMD_SYNC`.
@@ -253,6 +274,16 @@ struct State {
     batches: [u32; PRODUCERS as usize],
     /// How many commands other than `CMD_SYNC` were consumed.
     cmds: u64,
+}
+
+impl State {
+    /// Ends all that lasts for ever.
+    fn heal(&mut self) {
+        self.illegal_syncs = 0;
+        self.sync_aborts = 0;
+        self.aborts = 0;
+        self.ills = 0;
+    }
 }
 
 /// An error that was serviced.
@@ -310,7 +341,7 @@ pub(crate) struct SoftSmmu {
     ledger: KVVec<Atomic<u64>>,
     /// As bits of [`Violation`].
     violations: Atomic<u32>,
-    /// How much time has passed in pauses that the queue stood still for, in milliseconds.
+    /// How much time has passed in pauses that the queue stood still for, in nanoseconds.
     stood_still: Atomic<i64>,
     start: Instant<Monotonic>,
     #[pin]
@@ -322,6 +353,12 @@ pub(crate) struct SoftSmmu {
 /// In a word of the ledger: the command is a `CMD_ATC_INV` that was not answered.
 const UNANSWERED: u64 = 1 << 31;
 
+/// The time that a pause takes at least, while an error is to be noticed.
+const PAUSE: Delta = Delta::from_micros(20);
+
+/// By then it should have been. Only the clock counts from there on, as another CPU may handle it.
+const NOTICED: Delta = Delta::from_millis(1);
+
 /// How much slower the clock of the SMMU is than that of the machine, whose CPUs may be emulated
 /// and take turns on those of another. A queue that does not go on for good is noticed all the
 /// same.
@@ -331,7 +368,7 @@ impl SoftSmmu {
     /// Makes an SMMU with a queue of `len` entries, which is a power of two.
     pub(crate) fn new(len: usize, manner: Manner) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            entries: zeroes(len, || {
+            entries: try_vec(len, || {
                 let entry = Entry::new();
                 entry.write(Cmd::new([USED, 0]));
                 entry
@@ -354,13 +391,20 @@ impl SoftSmmu {
                 sync_aborts: 0,
                 unanswered: false,
                 stall: 0,
+                held_msis: 0,
+                hurry: 0,
+                heal_at: None,
+                cons_lags: false,
+                is_behind_msi: false,
+                all_answer: false,
+                atc_stall: 0,
                 late: [None; LATE],
                 previous: None,
                 batches: [0; PRODUCERS as usize],
                 cmds: 0,
             }),
             syncs: Atomic::new(0),
-            ledger: zeroes((PRODUCERS * BATCH) as usize, || Atomic::new(0))?,
+            ledger: try_vec((PRODUCERS * BATCH) as usize, || Atomic::new(0))?,
             violations: Atomic::new(0),
             stood_still: Atomic::new(0),
             start: Instant::now(),
@@ -378,6 +422,9 @@ impl SoftSmmu {
         };
         let state = &mut *state;
 
+        if state.heal_at.is_some_and(|at| self.now() >= at) {
+            state.heal();
+        }
         if state.random.one_in(2) {
             self.overwrite_late(state);
         }
@@ -404,11 +451,30 @@ impl SoftSmmu {
         // Often enough for any queue, and for all messages to be written.
         for _ in 0..100_000 {
             let _ = self.run();
-            let is_late = self.state.lock().late.iter().any(Option::is_some);
-            if !is_late && (self.is_idle() || self.error_is_active()) {
+            let (is_late, is_stalled) = {
+                let state = self.state.lock();
+                let is_late = state.late.iter().any(Option::is_some);
+                (state.held_msis == 0 && is_late, state.stall != 0)
+            };
+            if !is_late && (self.is_idle() || self.error_is_active() || is_stalled) {
                 break;
             }
         }
+    }
+
+    /// Is reset, with `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` set to this.
+    pub(crate) fn reset(&self, register: u32) {
+        let mut state = self.state.lock();
+        // The position of the register from here on.
+        let skipped = register.wrapping_sub(state.cons as u32) & self.mask();
+
+        state.cons += u64::from(skipped);
+        state.fetched_end = state.cons;
+        state.seen = false;
+        state.heal();
+        state.previous = None;
+        self.prod.store(register, Relaxed);
+        self.write_cons(&state);
     }
 
     /// Whether all that there is has been consumed.
@@ -434,11 +500,42 @@ impl SoftSmmu {
 
     /// Ends all that lasts for ever: there is nothing wrong with what is in the queue now.
     pub(crate) fn heal(&self) {
-        let mut state = self.state.lock();
-        state.illegal_syncs = 0;
-        state.sync_aborts = 0;
-        state.aborts = 0;
-        state.ills = 0;
+        self.state.lock().heal();
+    }
+
+    /// Does so after some time.
+    pub(crate) fn heal_after(&self, time: Delta) {
+        self.state.lock().heal_at = Some(self.now() + time);
+    }
+
+    /// Lets a pause take so many milliseconds while there is an error or an MSI is held.
+    pub(crate) fn hurry(&self, msecs: i64) {
+        self.state.lock().hurry = msecs;
+    }
+
+    /// Writes no completion MSIs for so many pauses, or [`FOR_EVER`]; writes them with 0.
+    pub(crate) fn hold_msis(&self, pauses: u32) {
+        self.state.lock().held_msis = pauses;
+    }
+
+    /// Lets `SMMU_CMDQ_CONS` lag behind a completion MSI until there is something new.
+    pub(crate) fn let_cons_lag(&self) {
+        self.state.lock().cons_lags = true;
+    }
+
+    /// Lets all devices answer, or not.
+    pub(crate) fn let_all_answer(&self, answer: bool) {
+        self.state.lock().all_answer = answer;
+    }
+
+    /// Lets the queue stand still for so many pauses before the next `ATC_INV_SYNC`.
+    pub(crate) fn delay_atc_inv_sync(&self, pauses: u32) {
+        self.state.lock().atc_stall = pauses;
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&self, time: Delta) {
+        self.stood_still.add(time.as_nanos(), Relaxed);
     }
 
     /// Whether this command is complete: it has been executed, with an answer if it needs one, and
@@ -512,8 +609,9 @@ impl SoftSmmu {
     }
 
     fn write_cons(&self, state: &State) {
+        let lag = u64::from(state.cons_lags && state.is_behind_msi);
         // CAST: The bits of the register.
-        let position = state.cons as u32 & self.mask();
+        let position = state.cons.wrapping_sub(lag) as u32 & self.mask();
         self.cons.store(position | state.err << 24, Release);
     }
 
@@ -581,11 +679,13 @@ impl SoftSmmu {
             CMD_SYNC => return self.sync_up(state, word0, word1),
             TLBI_NH_VA | CFGI_CD => self.execute(word1, true),
             ATC_INV => {
-                let is_answered = match word0 >> 32 {
+                // CAST: 32 bits.
+                let is_answered = match (word0 >> 32) as u32 {
                     SID_ANSWERED => true,
                     SID_ANSWERED_AGAIN => self.was_executed(Tag::of_word1(word1)),
                     _ => false,
                 };
+                let is_answered = is_answered || state.all_answer;
                 state.unanswered |= !is_answered;
                 self.execute(word1, is_answered);
             }
@@ -612,11 +712,11 @@ impl SoftSmmu {
             }
             TLBI_NH_VA | CFGI_CD | ATC_INV | RESERVED => {
                 // CAST: Four bits.
-                state.aborts = match (word1 >> 60) as u32 {
-                    ABORT_FOR_EVER => FOR_EVER,
-                    count => count,
-                };
-                if word0 >> 32 == SID_SLOW {
+                state.aborts = ABORTS[(word1 >> 60) as usize % ABORTS.len()];
+                if state.heal_at.is_some_and(|at| self.now() >= at) {
+                    state.aborts = 0;
+                }
+                if word0 >> 32 == u64::from(SID_SLOW) {
                     state.stall = self.manner.stall;
                 }
                 self.check_order(state, Tag::of_word1(word1));
@@ -665,6 +765,10 @@ impl SoftSmmu {
             }
             return self.stop(state, Cerror::Ill);
         }
+        if state.unanswered && state.atc_stall != 0 {
+            state.stall = core::mem::take(&mut state.atc_stall);
+            return false;
+        }
         // All that was not answered has been told of then.
         if core::mem::take(&mut state.unanswered) {
             return self.stop(state, Cerror::AtcInvSync);
@@ -677,7 +781,11 @@ impl SoftSmmu {
             if word1 != self.message_address(state.cons as usize % self.entries.len()) {
                 self.violate(Violation::Message);
             }
-            let place = state.random.below(2 * LATE as u32) as usize;
+            let place = if state.held_msis != 0 {
+                state.late.iter().position(Option::is_none).unwrap_or(LATE)
+            } else {
+                state.random.below(2 * LATE as u32) as usize
+            };
             match state.late.get_mut(place) {
                 Some(late @ None) => *late = Some(state.cons),
                 _ => {
@@ -687,6 +795,7 @@ impl SoftSmmu {
             }
         }
         self.go_on(state, !is_message);
+        state.is_behind_msi = is_message;
         true
     }
 
@@ -698,6 +807,7 @@ impl SoftSmmu {
         state.cmds += u64::from(state.previous.is_some());
         state.cons += 1;
         state.seen = false;
+        state.is_behind_msi = false;
     }
 
     /// Writes the completion message of the `CMD_SYNC` at a position: 32 bits of zeroes.
@@ -712,6 +822,9 @@ impl SoftSmmu {
 
     /// Writes the messages that are late. None is later than that of a later `CMD_SYNC`.
     fn overwrite_late(&self, state: &mut State) {
+        if state.held_msis != 0 {
+            return;
+        }
         for late in &mut state.late {
             if let Some(position) = late.take() {
                 self.overwrite(position);
@@ -725,7 +838,7 @@ impl SoftSmmu {
     }
 }
 
-impl Port for SoftSmmu {
+impl Hw for SoftSmmu {
     fn entries(&self) -> &[Entry] {
         &self.entries
     }
@@ -760,7 +873,7 @@ impl Port for SoftSmmu {
             .store(self.gerrorn.load(Relaxed) ^ CMDQ_ERR, Release);
     }
 
-    fn sync(&self, index: usize) -> Cmd {
+    fn make_sync(&self, index: usize) -> Cmd {
         Cmd::sync(if self.manner.overwrites {
             SyncSignal::Msi(self.message_address(index))
         } else {
@@ -768,36 +881,38 @@ impl Port for SoftSmmu {
         })
     }
 
-    fn sync_is_overwritten(&self) -> bool {
+    fn sync_has_msi(&self) -> bool {
         self.manner.overwrites
     }
 
-    /// Ends a stall.
-    fn rest(&self) {
-        self.stall(0);
-    }
-
-    fn pause(&self, spins: u32, _for_sync: bool) -> bool {
-        let mut stands_still = false;
-
+    fn pause(&self, _looks: u32, waited: Delta, _for_sync: bool) {
         if let Some(mut state) = self.state.try_lock() {
+            let tick = Delta::from_millis(self.manner.tick);
+            let is_held = state.held_msis != 0;
+
+            if is_held && state.held_msis != FOR_EVER {
+                state.held_msis -= 1;
+            }
             if state.stall != 0 {
                 if state.stall != FOR_EVER {
                     state.stall -= 1;
                 }
-                self.stood_still.add(self.manner.tick, Relaxed);
-                stands_still = true;
+                self.pass(tick);
+            } else if is_held || self.error_is_active() {
+                if state.hurry != 0 {
+                    self.pass(Delta::from_millis(state.hurry));
+                } else if waited < NOTICED {
+                    self.pass(PAUSE);
+                }
             }
         }
         let _ = self.run();
-        // Now and then it has to be looked for an error. Otherwise to do so costs time.
-        stands_still || spins % 4 == 0
     }
 
     fn now(&self) -> Instant<Monotonic> {
         let elapsed = self.start.elapsed().as_nanos() / SLOWER;
 
-        self.start + Delta::from_nanos(elapsed) + Delta::from_millis(self.stood_still.load(Relaxed))
+        self.start + Delta::from_nanos(elapsed + self.stood_still.load(Relaxed))
     }
 
     fn trace_error(&self, report: &Report) {
@@ -818,7 +933,7 @@ impl Port for SoftSmmu {
         self.replays.add(1, Relaxed);
     }
 
-    fn trace_timeout(&self, _position: u64, _cons: u32) {
+    fn trace_timeout(&self, _position: u64, _cons: u32, _is_guest: bool) {
         self.timeouts.add(1, Relaxed);
     }
 }

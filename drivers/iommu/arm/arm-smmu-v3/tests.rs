@@ -17,7 +17,8 @@ use super::{
     ffi::features_of,
     sanitise::{
         Features,
-        Illegal, //
+        Illegal,
+        Stream, //
     },
 };
 
@@ -108,21 +109,28 @@ fn bits(cmd: Cmd) -> u128 {
     u128::from(high) << 64 | u128::from(low)
 }
 
-/// Sanitises one command for a guest whose vSIDs `vsid_to_sid` looks up.
+/// The stream of a device that has everything.
+const STREAM: Stream = Stream {
+    sid: HOST_SID,
+    has_ats: true,
+    has_substreams: true,
+};
+
+/// Sanitises one command for a guest whose vSIDs `find_stream` looks up.
 fn sanitise_with(
     features: &Features,
     command: u128,
-    vsid_to_sid: impl Fn(u32) -> Option<u32>,
+    find_stream: impl Fn(u32) -> Option<Stream>,
 ) -> Result<u128, Illegal> {
     let mut block = [cmd(command)];
-    let (batch, rest) = features.sanitise_block(&mut block, HOST_VMID, vsid_to_sid);
+    let (batch, rest) = features.sanitise_block(&mut block, HOST_VMID, find_stream);
 
     rest.map(|()| bits(batch.cmds()[0]))
 }
 
 /// Sanitises one command for a guest in which each vSID is linked.
 fn sanitise(features: &Features, command: u128) -> Result<u128, Illegal> {
-    sanitise_with(features, command, |_| Some(HOST_SID))
+    sanitise_with(features, command, |_| Some(STREAM))
 }
 
 fn is_legal(features: &Features, command: u128) -> bool {
@@ -366,7 +374,7 @@ mod sanitiser {
                 }
 
                 let (batch, result) = features
-                    .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(HOST_SID));
+                    .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(STREAM));
                 assert_eq!(result.is_err(), bad < guest.len());
                 assert_eq!(batch.cmds().len(), bad);
                 for (command, expected) in batch.cmds().iter().zip(host) {
@@ -402,10 +410,83 @@ mod sanitiser {
                 *command = cmd(ATC_INV | vsid);
             }
             let (batch, result) = features
-                .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(HOST_SID));
+                .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(STREAM));
             assert!(result.is_ok());
             assert_eq!(batch.has_atc_inv(), at < others.len());
         }
+    }
+
+    /// A `CMD_ATC_INV` for a device without ATS, or for a substream of one without substreams, is
+    /// complete without a command, wherever it is. The counts are those of the requests.
+    #[test]
+    fn atc_inv_without_effect() {
+        const VSID: u32 = 7;
+        const SSV: u128 = 1 << 11;
+        let vsid = u128::from(VSID) << 32;
+        let features = Features {
+            range_inv: true,
+            ds: true,
+            ats: true,
+            asid_bits: 16,
+            ssid_bits: 20,
+        };
+
+        for (has_ats, has_substreams, plain, substream) in [
+            (true, true, true, true),
+            (true, false, true, false),
+            (false, true, false, false),
+            (false, false, false, false),
+        ] {
+            let stream = Stream {
+                has_ats,
+                has_substreams,
+                ..STREAM
+            };
+            for mask in 0..64u32 {
+                // A command that has an effect where the bit is set.
+                for (ssv, is_issued) in [(0, plain), (SSV, substream)] {
+                    let mut block = [cmd(ATC_INV | vsid | ssv); 6];
+                    for (index, command) in block.iter_mut().enumerate() {
+                        if mask >> index & 1 != 0 {
+                            *command = cmd(TLBI_NH_ALL);
+                        }
+                    }
+                    let (batch, result) = features
+                        .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(stream));
+
+                    assert!(result.is_ok());
+                    assert_eq!(batch.has_atc_inv(), is_issued && mask != 63);
+                    let issued = if is_issued { 63 } else { mask };
+                    assert_eq!(batch.cmds().len(), issued.count_ones() as usize);
+                    // Before a command, those are complete that are not issued.
+                    let mut count = 0;
+                    for index in 0..6 {
+                        if issued >> index & 1 != 0 {
+                            assert_eq!(batch.requests(count), index);
+                            let expected = if mask >> index & 1 != 0 {
+                                TLBI_NH_ALL | u128::from(HOST_VMID) << 32
+                            } else {
+                                ATC_INV | ssv | u128::from(HOST_SID) << 32
+                            };
+                            assert_eq!(bits(batch.cmds()[count]), expected);
+                            count += 1;
+                        }
+                    }
+                    assert_eq!(batch.requests(count), 6);
+                }
+            }
+        }
+
+        // An unknown device, and bits that are reserved, are illegal all the same.
+        let mut block = [cmd(ATC_INV | vsid), cmd(ATC_INV | 1 << 8)];
+        let stream = Stream {
+            has_ats: false,
+            ..STREAM
+        };
+        let (batch, result) = features.sanitise_block(&mut block, HOST_VMID, |_| Some(stream));
+        assert_eq!((result, batch.cmds().len(), batch.requests(0)), (Err(Illegal), 0, 1));
+        let (batch, result) = features.sanitise_block(&mut block, HOST_VMID, |_| None);
+        assert_eq!((result, batch.requests(0)), (Err(Illegal), 0));
     }
 
     /// Each feature comes from its own place in the driver's struct.
@@ -489,7 +570,7 @@ mod sanitiser {
                     continue;
                 }
 
-                let lookup = |id| (id == VSID).then_some(HOST_SID);
+                let lookup = |id| (id == VSID).then_some(STREAM);
 
                 let linked = sanitise_with(&features, opcode | vsid | rest, lookup);
                 assert_eq!(linked, Ok(opcode | sid | rest));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A command queue's way to a physical SMMU: [`Port`] on the registers, the memory and the messages
-//! of the C driver.
+//! A command queue of a physical SMMU: [`Hw`] on the registers, the memory and the messages of the C
+//! driver.
 
 use core::{
     arch::asm,
@@ -29,18 +29,16 @@ use kernel::{
 };
 
 use super::{
-    cerror::{
-        Action,
-        Cerror,
-        Report, //
-    },
     cmd::{
         Cmd,
         SyncSignal, //
     },
-    cmdq::{
+    hw::{
+        Action,
+        Cerror,
         Entry,
-        Port, //
+        Hw,
+        Report, //
     }, //
 };
 
@@ -71,16 +69,21 @@ declare_trace! {
         word1: u64,
         error: u32,
     );
+
+    /// # Safety
+    ///
+    /// `dev` must be valid.
+    unsafe fn arm_smmu_cmdq_backoff(dev: *mut bindings::device, sid: u32, msecs: u32);
 }
 
-/// How many looks at the queue are taken at once, before there is a delay between them:
-/// `ARM_SMMU_POLL_SPIN_COUNT`.
+/// The first looks at the queue have no delay between them: `ARM_SMMU_POLL_SPIN_COUNT`.
 const LOOKS: u32 = bindings::ARM_SMMU_POLL_SPIN_COUNT;
 
-/// The longest delay between two rows of looks is this power of two, in microseconds.
-///
-/// Short enough for an error to be noticed soon whose interrupt does not come.
-const MAX_DELAY: u32 = 6;
+/// The longest delay between two looks at memory, for a completion MSI.
+const MAX_MEMORY_DELAY: Delta = Delta::from_micros(100);
+
+/// The longest delay between two looks at a register.
+const MAX_REGISTER_DELAY: Delta = Delta::from_millis(5);
 
 /// The registers and the memory of a command queue: `struct arm_smmu_queue`.
 ///
@@ -90,7 +93,7 @@ const MAX_DELAY: u32 = 6;
 /// * The registers are mapped.
 /// * All of this is so for as long as the value exists.
 #[pin_data]
-pub(crate) struct SmmuPort {
+pub(crate) struct SmmuHw {
     entries: *const Entry,
     len: usize,
     prod_reg: *mut c_void,
@@ -103,12 +106,16 @@ pub(crate) struct SmmuPort {
     dev: ARef<Device>,
     /// The same, for C.
     raw_dev: *mut bindings::device,
-    /// For messages that a guest can provoke.
+    /// Limits messages of errors that guests cause, so that they can neither fill the kernel's log
+    /// nor hide the messages of the host's errors.
     #[pin]
-    messages: RateLimit,
-    /// For those that tell of something worse, which the others are not to hide.
+    guests: RateLimit,
+    /// Limits messages of errors of the host's commands.
     #[pin]
-    alarms: RateLimit,
+    errors: RateLimit,
+    /// Limits messages of waits of the host that have timed out.
+    #[pin]
+    timeouts: RateLimit,
     /// Which of the guests' commands are to fail. Only for the queue that they are put into.
     #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
     fail_guest_cmd: Option<Pin<KBox<FaultAttr>>>,
@@ -116,12 +123,12 @@ pub(crate) struct SmmuPort {
 
 // SAFETY: By the type invariants, what the pointers point to can be used from all threads, as the
 // accesses are atomic.
-unsafe impl Send for SmmuPort {}
+unsafe impl Send for SmmuHw {}
 
 // SAFETY: As above.
-unsafe impl Sync for SmmuPort {}
+unsafe impl Sync for SmmuHw {}
 
-impl SmmuPort {
+impl SmmuHw {
     /// Takes what is needed out of the C structs.
     ///
     /// # Safety
@@ -166,8 +173,9 @@ impl SmmuPort {
             signal,
             dev: dev.into(),
             raw_dev,
-            messages <- RateLimit::default_for_messages(),
-            alarms <- RateLimit::default_for_messages(),
+            guests <- RateLimit::default_for_messages(),
+            errors <- RateLimit::default_for_messages(),
+            timeouts <- RateLimit::default_for_messages(),
             #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
             fail_guest_cmd: if is_main {
                 let name = CString::try_from_fmt(fmt!("fail_guest_cmd.{}", dev.name()))?;
@@ -209,7 +217,7 @@ impl SmmuPort {
     }
 }
 
-impl Port for SmmuPort {
+impl Hw for SmmuHw {
     #[inline]
     fn entries(&self) -> &[Entry] {
         // SAFETY: By the type invariants.
@@ -237,7 +245,7 @@ impl Port for SmmuPort {
     }
 
     #[inline]
-    fn sync(&self, index: usize) -> Cmd {
+    fn make_sync(&self, index: usize) -> Cmd {
         Cmd::sync(match self.signal {
             SyncSignal::Msi(base) => {
                 // CAST: `usize` has 64 bits here.
@@ -248,27 +256,35 @@ impl Port for SmmuPort {
     }
 
     #[inline]
-    fn sync_is_overwritten(&self) -> bool {
+    fn sync_has_msi(&self) -> bool {
         matches!(self.signal, SyncSignal::Msi(_))
     }
 
-    fn pause(&self, spins: u32, for_sync: bool) -> bool {
+    fn pause(&self, looks: u32, waited: Delta, for_sync: bool) {
         if for_sync && self.signal == SyncSignal::Sev {
-            // Ends with the next CMD_SYNC, or after the 100 microseconds of the event stream.
+            // Ends with the completion of a CMD_SYNC, or with the event stream after 100
+            // microseconds.
             // SAFETY: Only waits.
             unsafe { asm!("wfe", options(nostack, preserves_flags)) };
-            return true;
+            return;
         }
-        if spins % LOOKS != 0 {
+        if looks < LOOKS {
             cpu_relax();
-            return false;
+            return;
         }
-        udelay(Delta::from_micros(1 << (spins / LOOKS - 1).min(MAX_DELAY)));
-        true
+
+        let max = if for_sync && self.sync_has_msi() {
+            MAX_MEMORY_DELAY
+        } else {
+            MAX_REGISTER_DELAY
+        };
+        // So much later than it could at most, relatively, the end of the wait is noticed.
+        let delay = waited.as_nanos() / 8;
+        udelay(Delta::from_nanos(delay.clamp(1, max.as_nanos())));
     }
 
-    fn rest(&self) {
-        udelay(Delta::from_millis(1));
+    fn interrupts_are_disabled(&self) -> bool {
+        kernel::interrupt::are_disabled()
     }
 
     #[inline]
@@ -288,7 +304,7 @@ impl Port for SmmuPort {
 
     #[cold]
     fn trace_error(&self, report: &Report) {
-        let [word0, word1] = report.cmd.words();
+        let [word0, word1] = report.cmd.map_or([0; 2], Cmd::words);
         // SAFETY: The device is valid, as `dev` is a reference to it.
         unsafe {
             arm_smmu_cmdq_error(
@@ -301,10 +317,10 @@ impl Port for SmmuPort {
             )
         };
 
-        // Guests can do this: the kernel's log is not theirs to fill.
-        let limit = match report.action {
-            Action::Retry | Action::Replace => &self.messages,
-            Action::GiveUp => &self.alarms,
+        let limit = if report.is_guest {
+            &self.guests
+        } else {
+            &self.errors
         };
         if !limit.allows(c"arm-smmu-v3 cmdq") {
             return;
@@ -318,24 +334,51 @@ impl Port for SmmuPort {
         let action = match report.action {
             Action::Retry => "retrying",
             Action::Replace => "replaced by CMD_SYNC",
-            Action::GiveUp => "giving up",
         };
 
         dev_warn!(
             self.dev,
-            "CMDQ error at index {:#x} (cons {:#010x}): {}, command {:#018x} {:#018x}, {}\n",
+            "CMDQ error at index {:#x} (cons {:#010x}): {}, command {:#018x} {:#018x}, {}, stopped for {} ms\n",
             report.index,
             report.cons,
             cerror,
             word0,
             word1,
             action,
+            report.stopped_for.as_millis(),
         );
     }
 
     #[cold]
-    fn trace_timeout(&self, position: u64, cons: u32) {
-        if self.alarms.allows(c"arm-smmu-v3 cmdq") {
+    fn trace_backoff(&self, sid: u32, time: Delta, is_guest: bool) {
+        // CAST: A minute.
+        let msecs = time.as_millis() as u32;
+        // SAFETY: The device is valid, as `dev` is a reference to it.
+        unsafe { arm_smmu_cmdq_backoff(self.raw_dev, sid, msecs) };
+
+        let limit = if is_guest {
+            &self.guests
+        } else {
+            &self.errors
+        };
+        if limit.allows(c"arm-smmu-v3 cmdq") {
+            dev_warn!(
+                self.dev,
+                "ATC of stream {:#x} does not answer; guests' invalidations are refused for {} ms\n",
+                sid,
+                msecs,
+            );
+        }
+    }
+
+    #[cold]
+    fn trace_timeout(&self, position: u64, cons: u32, is_guest: bool) {
+        let limit = if is_guest {
+            &self.guests
+        } else {
+            &self.timeouts
+        };
+        if limit.allows(c"arm-smmu-v3 cmdq") {
             dev_err!(
                 self.dev,
                 "CMDQ timeout: waited for index {:#x}, cons {:#010x}\n",

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the command queue in Rust needs in C: its tracepoints, and the work that
+ * acknowledges an error later.
+ */
+
+#include <linux/device.h>
+#include <linux/workqueue.h>
+
+#include "arm-smmu-v3.h"
+
+#define CREATE_TRACE_POINTS
+#define CREATE_RUST_TRACE_POINTS
+#include <trace/events/arm_smmu_v3.h>
+
+/* What arm_smmu_rust_cmdq_handle_error() returns */
+enum {
+	NO_ERROR,
+	ACKNOWLEDGED,
+	RETRY_LATER,
+};
+
+/**
+ * arm_smmu_rust_cmdq_error() - handle the active error of a command queue
+ * @cmdq: the queue
+ *
+ * If the error is not acknowledged at once, since the same slot had one just
+ * before, this is called again after a jiffy.
+ *
+ * Context: Any, interrupt handlers included, but for NMIs.
+ * Return: Whether there was an error since the last call.
+ */
+bool arm_smmu_rust_cmdq_error(struct arm_smmu_cmdq *cmdq)
+{
+	int ret = arm_smmu_rust_cmdq_handle_error(cmdq);
+
+	if (ret == RETRY_LATER)
+		schedule_delayed_work(&cmdq->rust_retry, 1);
+	return ret != NO_ERROR;
+}
+
+static void arm_smmu_rust_cmdq_retry(struct work_struct *work)
+{
+	arm_smmu_rust_cmdq_error(container_of(to_delayed_work(work),
+					      struct arm_smmu_cmdq, rust_retry));
+}
+
+static void arm_smmu_rust_cmdq_disable_retry(void *cmdq)
+{
+	disable_delayed_work_sync(&((struct arm_smmu_cmdq *)cmdq)->rust_retry);
+}
+
+/**
+ * arm_smmu_rust_cmdq_init() - make a command queue in Rust
+ * @smmu: the SMMU
+ * @cmdq: its queue, or one of an extension, whose memory and registers are set
+ *
+ * Return: 0 or a negative errno.
+ */
+int arm_smmu_rust_cmdq_init(struct arm_smmu_device *smmu,
+			    struct arm_smmu_cmdq *cmdq)
+{
+	int ret;
+
+	INIT_DELAYED_WORK(&cmdq->rust_retry, arm_smmu_rust_cmdq_retry);
+	ret = arm_smmu_rust_cmdq_alloc(smmu, cmdq);
+	if (ret)
+		return ret;
+
+	return devm_add_action_or_reset(smmu->dev,
+					arm_smmu_rust_cmdq_disable_retry, cmdq);
+}
+
+/**
+ * arm_smmu_rust_cmdq_forget() - forget that the device has not answered
+ * @master: the device, which is attached or reset
+ */
+void arm_smmu_rust_cmdq_forget(struct arm_smmu_master *master)
+{
+	for (int i = 0; i < master->num_streams; i++)
+		arm_smmu_rust_cmdq_forget_stream(&master->smmu->cmdq,
+						 master->streams[i].id);
+}
+
+/**
+ * arm_smmu_rust_ats_is_enabled() - whether a device may use ATS at present
+ * @master: the device
+ *
+ * Return: What was so a moment ago, unless the caller holds the lock for
+ * attaching.
+ */
+bool arm_smmu_rust_ats_is_enabled(const struct arm_smmu_master *master)
+{
+	return data_race(master->ats_enabled);
+}

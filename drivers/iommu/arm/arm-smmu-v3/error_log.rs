@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The error log: what the SMMU has found wrong with which slot of a command queue (Arm IHI 0070,
+//! 4.1.2, 4.7.3 and 7.1).
+//!
+//! At an error the SMMU stops its command queue for everybody, with `SMMU_CMDQ_CONS` at the slot in
+//! question. When the error is acknowledged, it fetches that slot again. So whoever notices first,
+//! the interrupt handler or a CPU that waits for the queue, *handles* the error: sees to it that the
+//! queue can go on, records the error for the slot, and acknowledges. When the submitter of the slot
+//! has seen the SMMU get past it, it finds the record. Nobody else does.
+//!
+//! | error          | `SMMU_CMDQ_CONS` is at | what is done      | what the submitter is told   |
+//! |----------------|------------------------|-------------------|------------------------------|
+//! | `ILL`          | the command            | replaced          | `ILL` at that command        |
+//! | `ABT`          | the command            | fetched again     | nothing                      |
+//! | `ABT` again    | a slot of a guest      | replaced          | `ABT` at that command        |
+//! | `ABT` again    | another slot           | fetched again     | nothing                      |
+//! | `ATC_INV_SYNC` | the `CMD_SYNC`         | fetched again     | to replay its `CMD_ATC_INV`s |
+//!
+//! A command is replaced by a `CMD_SYNC`, which is legal on every SMMU. A command of the host is
+//! never replaced for `ABT`: nobody would issue it again, and an invalidation that is lost leaves a
+//! device with access to memory that is no longer its own. A guest is told, and issues the command
+//! again.
+//!
+//! The first error at a slot is handled at once. From the second one on there is a pause before the
+//! error is acknowledged, which grows up to [`MAX_PAUSE`], so that a slot that stays unreadable
+//! causes no storm of interrupts. This goes on for as long as the error does. Those who wait for the
+//! queue meanwhile give up after their own time limit.
+
+use core::ops::Range;
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        lock::raw_spinlock::{
+            new_raw_spinlock_irq,
+            RawSpinLockIrq, //
+        }, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+use super::{
+    cmd::{
+        Cmd,
+        SyncSignal, //
+    },
+    hw::{
+        try_vec,
+        Action,
+        Cerror,
+        Hw,
+        Report, //
+    }, //
+};
+
+/// The pause before the second error at a slot is acknowledged. Later it is an eighth of the time for
+/// which the queue has been stopped there, so that the queue goes on at most that much later than it
+/// could.
+const MIN_PAUSE: Delta = Delta::from_micros(1);
+
+/// The longest pause.
+pub(crate) const MAX_PAUSE: Delta = Delta::from_millis(1);
+
+/// The record of a slot: what has happened there since it was reserved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Record(u8);
+
+impl Record {
+    const NONE: Self = Self(0);
+    /// The command was replaced, as it is illegal.
+    const ILL: u8 = 1 << 0;
+    /// The command was replaced, as it could not be fetched twice.
+    const ABT: u8 = 1 << 1;
+    /// The command was fetched again for another reason.
+    const RETRIED: u8 = 1 << 2;
+    /// The `CMD_SYNC` here found that a `CMD_ATC_INV` was not answered.
+    const ATC_INV_SYNC: u8 = 1 << 3;
+
+    fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    fn with(self, bits: u8) -> Self {
+        Self(self.0 | bits)
+    }
+}
+
+/// What the SMMU has found wrong with a batch.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Errors {
+    /// The first command that was replaced, and why.
+    pub(crate) first: Option<(usize, Cerror)>,
+    /// A `CMD_ATC_INV` was not answered in time. It need not be one of this batch.
+    pub(crate) atc_inv_sync: bool,
+}
+
+impl Errors {
+    /// Whether there are any.
+    pub(crate) fn any(&self) -> bool {
+        self.first.is_some() || self.atc_inv_sync
+    }
+}
+
+/// What [`ErrorLog::handle()`] has done.
+pub(crate) enum Handled {
+    /// Nothing: there is no active error.
+    NoError,
+    /// Nothing for the interrupt handler: a CPU that waits for the queue has handled an error since
+    /// the last interrupt.
+    ByWaiter,
+    /// The error was acknowledged.
+    Acknowledged(Report),
+    /// Nothing yet: the error is to be acknowledged later. Its interrupt does not come again, so
+    /// somebody has to call once more.
+    Later,
+}
+
+/// The slot at which the queue was stopped last.
+struct Stop {
+    index: usize,
+    /// When it was stopped there for the first time.
+    since: Instant<Monotonic>,
+    /// The next error there is not acknowledged before this time.
+    not_before: Instant<Monotonic>,
+}
+
+/// The records of all slots, and how errors are handled.
+#[pin_data]
+pub(crate) struct ErrorLog {
+    /// Written with `stop` locked.
+    records: KVVec<Atomic<u8>>,
+    /// How many records are not empty, so that there is one place to look at when all is well.
+    count: Atomic<u32>,
+    /// A bit for each slot of a guest that is being waited for.
+    guests: KVVec<Atomic<u64>>,
+    /// An error was handled inline since the last interrupt, whose interrupt may still come.
+    interrupt_may_come: Atomic<bool>,
+    /// Held while an error is handled.
+    #[pin]
+    stop: RawSpinLockIrq<Option<Stop>>,
+}
+
+impl ErrorLog {
+    /// Makes an empty log for a queue with `len` slots. Fails with [`ENOMEM`].
+    pub(crate) fn new(len: usize) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            records: try_vec(len, || Atomic::new(0))?,
+            count: Atomic::new(0),
+            guests: try_vec(len.div_ceil(u64::BITS as usize), || Atomic::new(0))?,
+            interrupt_may_come: Atomic::new(false),
+            stop <- new_raw_spinlock_irq!(None, "arm_smmu_cmdq_error_log"),
+        }? Error)
+    }
+
+    /// Whether any slot has a record.
+    #[inline]
+    pub(crate) fn has_records(&self) -> bool {
+        self.count.load(Relaxed) != 0
+    }
+
+    fn get(&self, index: usize) -> Record {
+        Record(self.records[index].load(Relaxed))
+    }
+
+    /// Changes a record. The caller has `stop` locked.
+    fn set(&self, index: usize, record: Record) {
+        let was = self.get(index);
+
+        self.records[index].store(record.0, Relaxed);
+        match (was == Record::NONE, record == Record::NONE) {
+            (true, false) => self.count.add(1, Relaxed),
+            (false, true) => self.count.add(1u32.wrapping_neg(), Relaxed),
+            _ => (),
+        }
+    }
+
+    /// Whether the command in this slot was replaced, so that it is a `CMD_SYNC` without an MSI.
+    pub(crate) fn is_replaced(&self, index: usize) -> bool {
+        self.get(index).has(Record::ILL | Record::ABT)
+    }
+
+    /// Calls `f` for each word of the map of guests' slots that covers one of `slots`, with their
+    /// bits. `slots` are the indices, which may be beyond the end of the ring by one round.
+    #[inline]
+    fn for_each_guest_word(&self, slots: Range<usize>, f: impl Fn(&Atomic<u64>, u64)) {
+        const BITS: usize = u64::BITS as usize;
+        let len = self.records.len();
+        let mut slot = slots.start;
+
+        while slot < slots.end {
+            let index = slot & (len - 1);
+            let bit = index % BITS;
+            let count = (BITS - bit).min(len - index).min(slots.end - slot);
+
+            f(&self.guests[index / BITS], (u64::MAX >> (BITS - count)) << bit);
+            slot += count;
+        }
+    }
+
+    /// Says that `slots`, which are the caller's, are for commands of a guest. To be called
+    /// before the slots are published, and reverted by [`Self::unmark_guest()`] before they are
+    /// given up.
+    #[inline]
+    pub(crate) fn mark_guest(&self, slots: Range<usize>) {
+        // The bits are clear, so that this carries nothing into others.
+        self.for_each_guest_word(slots, |word, bits| word.add(bits, Relaxed));
+    }
+
+    /// Reverts [`Self::mark_guest()`].
+    #[inline]
+    pub(crate) fn unmark_guest(&self, slots: Range<usize>) {
+        self.for_each_guest_word(slots, |word, bits| word.add(bits.wrapping_neg(), Relaxed));
+    }
+
+    /// Whether this slot is a guest's, which is told of errors.
+    fn is_guest(&self, index: usize) -> bool {
+        const BITS: usize = u64::BITS as usize;
+
+        self.guests[index / BITS].load(Relaxed) & (1 << (index % BITS)) != 0
+    }
+
+    /// Handles the active error. Replaces `__arm_smmu_cmdq_skip_err()`, but also writes
+    /// `SMMU_GERRORN`.
+    ///
+    /// `inline` says that the caller waits for the queue and is not the interrupt handler.
+    /// `on_atc_inv_sync` is called for an `ATC_INV_SYNC`, with the index of its `CMD_SYNC`, before
+    /// the SMMU can get past that.
+    ///
+    /// May be called in any context but an NMI.
+    #[cold]
+    pub(crate) fn handle<H: Hw>(
+        &self,
+        hw: &H,
+        inline: bool,
+        on_atc_inv_sync: impl FnOnce(usize),
+    ) -> Handled {
+        let no_error = || {
+            // An interrupt for an error that is gone by now is not a spurious one.
+            if !inline && self.interrupt_may_come.xchg(false, Relaxed) {
+                Handled::ByWaiter
+            } else {
+                Handled::NoError
+            }
+        };
+
+        // Most callers need no lock to learn that there is none.
+        if !hw.error_is_active() {
+            return no_error();
+        }
+        let mut stop = self.stop.lock();
+        // Another CPU may have handled it meanwhile.
+        if !hw.error_is_active() {
+            return no_error();
+        }
+
+        let cons = hw.read_cons();
+        // CAST: `usize` has 64 bits here.
+        let index = cons as usize & (self.records.len() - 1);
+        let cerror = Cerror::from_cons(cons);
+        let was = self.get(index);
+        let now = hw.now();
+
+        // A record of the slot shows that this is not the first error of the command there.
+        let since = match &*stop {
+            Some(stop) if stop.index == index && was != Record::NONE => {
+                if now < stop.not_before {
+                    return Handled::Later;
+                }
+                stop.since
+            }
+            _ => now,
+        };
+        let stopped_for = now - since;
+        let pause = (stopped_for.as_nanos() / 8).clamp(MIN_PAUSE.as_nanos(), MAX_PAUSE.as_nanos());
+        *stop = Some(Stop {
+            index,
+            since,
+            not_before: now + Delta::from_nanos(pause),
+        });
+
+        let (bits, action) = match cerror {
+            Some(Cerror::Ill) => (Record::ILL, Action::Replace),
+            Some(Cerror::Abt) if was.has(Record::RETRIED) && self.is_guest(index) => {
+                (Record::ABT, Action::Replace)
+            }
+            Some(Cerror::Abt) | None => (Record::RETRIED, Action::Retry),
+            Some(Cerror::AtcInvSync) => (Record::ATC_INV_SYNC, Action::Retry),
+        };
+        let entry = &hw.entries()[index];
+        let cmd = (cerror != Some(Cerror::Abt)).then(|| entry.read());
+
+        // All of this is ordered before the acknowledgment. Until then the SMMU does not read the
+        // slot, and nothing behind it becomes complete.
+        self.set(index, was.with(bits));
+        if action == Action::Replace {
+            // Nobody else writes to the slot: its submitter is done, and the next one waits until
+            // the SMMU has consumed it.
+            entry.write(if hw.sync_has_msi() {
+                // No MSI to a slot whose submitter does not wait for one.
+                Cmd::sync(SyncSignal::None)
+            } else {
+                hw.make_sync(index)
+            });
+        }
+        if cerror == Some(Cerror::AtcInvSync) {
+            on_atc_inv_sync(index);
+        }
+        self.interrupt_may_come.store(inline, Relaxed);
+        hw.acknowledge();
+
+        Handled::Acknowledged(Report {
+            cons,
+            index,
+            cerror,
+            cmd,
+            action,
+            inline,
+            is_guest: self.is_guest(index),
+            stopped_for,
+        })
+    }
+
+    /// Acknowledges an error without handling it, for an SMMU that is being reset.
+    pub(crate) fn reset<H: Hw>(&self, hw: &H) {
+        let mut stop = self.stop.lock();
+
+        if hw.error_is_active() {
+            hw.acknowledge();
+        }
+        for index in 0..self.records.len() {
+            self.set(index, Record::NONE);
+        }
+        *stop = None;
+    }
+
+    /// Calls `f` with the lock held that [`Hw::acknowledge()`] asks for.
+    pub(crate) fn with_lock<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _stop = self.stop.lock();
+
+        f()
+    }
+
+    /// Removes the records of `slots`, indices as of [`Self::mark_guest()`], which are the caller's.
+    /// Returns what they say of the commands in the first `len` slots, and of time-outs.
+    #[cold]
+    pub(crate) fn take(&self, slots: Range<usize>, len: usize) -> Errors {
+        let mut errors = Errors::default();
+        let mut guard = None;
+
+        for (i, slot) in slots.enumerate() {
+            let index = slot & (self.records.len() - 1);
+            if self.get(index) == Record::NONE {
+                continue;
+            }
+            // If the queue is stopped at this slot, another CPU may be about to handle the error.
+            guard.get_or_insert_with(|| self.stop.lock());
+            let record = self.get(index);
+            self.set(index, Record::NONE);
+
+            errors.atc_inv_sync |= record.has(Record::ATC_INV_SYNC);
+            if errors.first.is_none() && i < len {
+                if record.has(Record::ILL) {
+                    errors.first = Some((i, Cerror::Ill));
+                } else if record.has(Record::ABT) {
+                    errors.first = Some((i, Cerror::Abt));
+                }
+            }
+        }
+        errors
+    }
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices that do not answer `CMD_ATC_INV`, by stream.
+//!
+//! Each `CMD_ATC_INV` that is not answered stops the command queue for everybody until the SMMU
+//! gives up waiting for the device. How long that takes is up to the SMMU and the PCIe root port: up
+//! to a minute. So a guest is not allowed to try again at once: after a time-out that was confirmed
+//! by a second one, its `CMD_ATC_INV`s for that stream are refused for a second, after the next one
+//! for two seconds, and so on up to [`MAX_BACKOFF`]. The guest sees the same as without this: a
+//! device that does not answer.
+//!
+//! A submitter waits for one second at most, which may be less than the SMMU waits for the device.
+//! The `CERROR_ATC_INV_SYNC` that comes afterwards is kept here, and told at the guest's next
+//! `CMD_ATC_INV` for that stream. Until the SMMU has decided, such a command would only add to what
+//! stops the queue, so that it is not issued either.
+//!
+//! `CMD_ATC_INV`s of the host are always issued.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        lock::raw_spinlock::{
+            new_raw_spinlock_irq,
+            RawSpinLockIrq, //
+        }, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// For how long `CMD_ATC_INV`s of guests are refused after the first confirmed time-out.
+const MIN_BACKOFF: Delta = Delta::from_secs(1);
+
+/// The longest such time. It doubles with each further time-out until then.
+const MAX_BACKOFF: Delta = Delta::from_secs(64);
+
+/// The most streams that are kept. With more than that, the one is forgotten whose back-off ends
+/// first.
+const MAX_STREAMS: usize = 32;
+
+/// What is to become of a `CMD_ATC_INV` of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It may be issued.
+    Issue,
+    /// It is not issued, and fails with `CERROR_ATC_INV_SYNC`.
+    Refuse,
+    /// It is not issued: the SMMU has not got past the `CMD_SYNC` at this position, behind an
+    /// earlier one.
+    Pending(u64),
+}
+
+/// A stream that has had a time-out.
+#[derive(Clone, Copy)]
+struct Stream {
+    sid: u32,
+    /// Confirmed time-outs since the last answer.
+    timeouts: u32,
+    /// `CMD_ATC_INV`s of guests are refused until then.
+    refused_until: Instant<Monotonic>,
+    /// The position of a `CMD_SYNC` behind a `CMD_ATC_INV` whose submitter does not wait any more.
+    pending: Option<u64>,
+    /// That `CMD_SYNC` has failed, which the guest has not been told yet.
+    is_untold: bool,
+}
+
+/// The streams of an SMMU that have had a time-out.
+#[pin_data]
+pub(crate) struct Streams {
+    /// How many there are, so that there is one place to look at when all is well.
+    count: Atomic<u32>,
+    #[pin]
+    streams: RawSpinLockIrq<[Option<Stream>; MAX_STREAMS]>,
+}
+
+impl Streams {
+    /// Makes an empty list.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            count: Atomic::new(0),
+            streams <- new_raw_spinlock_irq!([None; MAX_STREAMS], "arm_smmu_cmdq_streams"),
+        })
+    }
+
+    /// Whether there are any.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.count.load(Relaxed) != 0
+    }
+
+    /// Calls `f` for the entry of a stream, with an empty one if there is none. Afterwards the entry
+    /// is kept if `f` returns a stream.
+    #[cold]
+    fn update<R>(
+        &self,
+        sid: u32,
+        now: Instant<Monotonic>,
+        f: impl FnOnce(Stream) -> (Option<Stream>, R),
+    ) -> R {
+        let mut streams = self.streams.lock();
+        let found = streams
+            .iter()
+            .position(|stream| stream.is_some_and(|stream| stream.sid == sid));
+        let index = found
+            .or_else(|| streams.iter().position(Option::is_none))
+            .unwrap_or_else(|| Self::soonest(&*streams));
+        let stream = found
+            .and_then(|index| streams[index])
+            .unwrap_or(Stream {
+                sid,
+                timeouts: 0,
+                refused_until: now,
+                pending: None,
+                is_untold: false,
+            });
+
+        let (stream, result) = f(stream);
+        if stream.is_some() || found.is_some() {
+            streams[index] = stream;
+        }
+        // CAST: A small number.
+        let count = streams.iter().flatten().count() as u32;
+        self.count.store(count, Relaxed);
+        result
+    }
+
+    /// The index of the stream whose back-off ends first.
+    fn soonest(streams: &[Option<Stream>; MAX_STREAMS]) -> usize {
+        let mut soonest = 0;
+        for (index, stream) in streams.iter().enumerate() {
+            if let (Some(stream), Some(other)) = (stream, streams[soonest]) {
+                if stream.refused_until < other.refused_until {
+                    soonest = index;
+                }
+            }
+        }
+        soonest
+    }
+
+    /// Decides on a `CMD_ATC_INV` of a guest for a stream.
+    ///
+    /// `is_consumed` says whether the SMMU has got past the `CMD_SYNC` at a position.
+    pub(crate) fn judge(
+        &self,
+        sid: u32,
+        now: Instant<Monotonic>,
+        is_consumed: impl FnOnce(u64) -> bool,
+    ) -> Verdict {
+        self.update(sid, now, |mut stream| {
+            if stream.is_untold {
+                return (Some(stream), Verdict::Refuse);
+            }
+            if let Some(position) = stream.pending {
+                if !is_consumed(position) {
+                    return (Some(stream), Verdict::Pending(position));
+                }
+                // Answered late, but answered.
+                stream.pending = None;
+            }
+            if now < stream.refused_until {
+                return (Some(stream), Verdict::Refuse);
+            }
+            // One that has had confirmed time-outs is kept: the next one counts as another.
+            ((stream.timeouts != 0).then_some(stream), Verdict::Issue)
+        })
+    }
+
+    /// Says that the guest was told of a time-out.
+    #[cold]
+    pub(crate) fn told(&self, sid: u32) {
+        for stream in self.streams.lock().iter_mut().flatten() {
+            if stream.sid == sid {
+                stream.is_untold = false;
+            }
+        }
+    }
+
+    /// Says that a time-out of a stream was confirmed. Returns for how long it is refused now.
+    #[cold]
+    pub(crate) fn timed_out(&self, sid: u32, now: Instant<Monotonic>) -> Delta {
+        self.update(sid, now, |mut stream| {
+            let backoff = stream.back_off(now);
+            (Some(stream), backoff)
+        })
+    }
+
+    /// Says that the device of a stream has answered in time.
+    #[cold]
+    pub(crate) fn answered(&self, sid: u32, now: Instant<Monotonic>) {
+        self.update(sid, now, |stream| {
+            // An earlier one may still be under way, and its error untold.
+            let is_done = stream.pending.is_none() && !stream.is_untold;
+            let stream = Stream {
+                timeouts: 0,
+                refused_until: now,
+                ..stream
+            };
+            ((!is_done).then_some(stream), ())
+        });
+    }
+
+    /// Forgets a stream: it was attached or reset, and what was before means nothing.
+    #[cold]
+    pub(crate) fn forget(&self, sid: u32, now: Instant<Monotonic>) {
+        self.update(sid, now, |_| (None, ()));
+    }
+
+    /// Says that a guest does not wait any more for the `CMD_SYNC` at a position, behind a
+    /// `CMD_ATC_INV` for this stream.
+    #[cold]
+    pub(crate) fn abandon(&self, sid: u32, now: Instant<Monotonic>, position: u64) {
+        self.update(sid, now, |stream| {
+            let stream = Stream {
+                pending: Some(position),
+                ..stream
+            };
+            (Some(stream), ())
+        });
+    }
+
+    /// Says that the `CMD_SYNC` fails for whose position `is_at` holds. Its guest is told at the
+    /// next opportunity.
+    #[cold]
+    pub(crate) fn abandoned_sync_failed(
+        &self,
+        now: Instant<Monotonic>,
+        is_at: impl Fn(u64) -> bool,
+    ) {
+        for stream in self.streams.lock().iter_mut().flatten() {
+            if stream.pending.is_some_and(&is_at) {
+                stream.pending = None;
+                stream.is_untold = true;
+                stream.back_off(now);
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// Counts a time-out. Returns for how long the stream is refused from now on.
+    fn back_off(&mut self, now: Instant<Monotonic>) -> Delta {
+        let seconds = MIN_BACKOFF.as_nanos() << self.timeouts.min(16);
+        let backoff = Delta::from_nanos(seconds.min(MAX_BACKOFF.as_nanos()));
+
+        self.timeouts = self.timeouts.saturating_add(1);
+        self.refused_until = now + backoff;
+        backoff
+    }
+}

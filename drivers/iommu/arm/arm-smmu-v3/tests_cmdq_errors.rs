@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests for the command queue in trouble, on an SMMU made of software: nothing of the host is
+//! lost, each submitter learns its own errors and no others, and completion MSIs may be late.
+
+use kernel::{
+    prelude::*,
+    time::Delta, //
+};
+
+use super::{
+    cmdq::Failure,
+    error_log::Handled,
+    hw::{
+        Action::*,
+        Hw, //
+    },
+    soft_smmu::{
+        Fate::*,
+        FOR_EVER, //
+    },
+    tests_harness::{
+        each,
+        ensure,
+        fails,
+        stuck,
+        tell,
+        Bench,
+        Wait,
+        ABT,
+        ATC,
+        ILL,
+        LEN,
+        TIMEOUT, //
+    }, //
+};
+
+/// Whether the SMMU has an MSI for a `CMD_SYNC`. The tests of those make no sense without.
+fn has_msi(bench: &Bench) -> bool {
+    bench.smmu().sync_has_msi()
+}
+
+/// Commands of the host.
+#[kunit_tests(arm_smmu_v3_cmdq_host)]
+mod host {
+    use super::*;
+
+    /// A command that cannot be fetched is fetched again, however often that takes, and is never
+    /// replaced: first, in the middle, last, with and without a `CMD_SYNC`.
+    #[test]
+    fn abt_by_count() -> Result {
+        assert!(each(|bench| {
+            for count in [1, 2, 3, 4, 10, 100] {
+                bench.smmu().hurry(i64::from(count == 100));
+                for index in 0..3 {
+                    for sync in [true, false] {
+                        let mut fates = [Fine; 3];
+                        fates[index] = Abort(count);
+                        ensure!(bench.0.issue_host(&fates, sync).is_ok());
+                        let tag = bench.0.tag(index);
+                        if !sync {
+                            // Executed before the next CMD_SYNC.
+                            ensure!(bench.0.issue_host(&[], true).is_ok());
+                        }
+                        ensure!(bench.smmu().is_complete(tag));
+
+                        let log = bench.smmu().take_log();
+                        // CAST: `usize` has 64 bits here.
+                        ensure!(log.len() == count as usize);
+                        ensure!(log
+                            .iter()
+                            .all(|error| error.cerror == Some(ABT) && error.action == Retry));
+                    }
+                }
+            }
+            ensure!(bench.smmu().timeouts() == 0);
+            bench.smmu().hurry(0);
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// A full batch, which the driver issues without a `CMD_SYNC`.
+    #[test]
+    fn abt_in_full_batch() -> Result {
+        assert!(each(|bench| {
+            for index in [0, 31, 63] {
+                let mut fates = [Fine; 64];
+                fates[index] = Abort(10);
+                ensure!(bench.0.issue_host(&fates, false).is_ok());
+                let tag = bench.0.tag(index);
+                ensure!(bench.0.issue_host(&[], true).is_ok());
+                ensure!(bench.smmu().is_complete(tag));
+                ensure!(bench
+                    .smmu()
+                    .take_log()
+                    .iter()
+                    .all(|error| error.action == Retry));
+            }
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The same by time. A wait may end before the SMMU recovers, but the command is executed then.
+    #[test]
+    fn abt_by_time() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().hurry(1);
+            for msecs in [1, 300, 900, 1500, 3000] {
+                for sync in [true, false] {
+                    bench.smmu().heal_after(Delta::from_millis(msecs));
+                    let outcome = bench.0.issue_host(&[Fine, Abort(FOR_EVER), Fine], sync);
+                    let tag = bench.0.tag(1);
+
+                    let is_late = sync && msecs > 1000;
+                    ensure!(outcome == if is_late { TIMEOUT } else { Ok(()) });
+                    ensure!(!is_late || !bench.smmu().is_complete(tag));
+                    for _ in 0..4 {
+                        if bench.0.issue_host(&[], true).is_ok() {
+                            break;
+                        }
+                    }
+                    ensure!(bench.smmu().is_complete(tag));
+                    ensure!(bench
+                        .smmu()
+                        .take_log()
+                        .iter()
+                        .all(|error| error.action == Retry));
+                }
+            }
+            bench.smmu().hurry(0);
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// On the `CMD_SYNC`. That of a guest's batch is replaced, by another one.
+    #[test]
+    fn abt_on_sync() -> Result {
+        assert!(each(|bench| {
+            for count in [1, 2, 3, 10, 100] {
+                bench.smmu().hurry(i64::from(count == 100));
+                bench.smmu().abort_sync(count);
+                ensure!(bench.0.issue_host(&[Fine], true).is_ok());
+                ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+                let log = bench.smmu().take_log();
+                // CAST: `usize` has 64 bits here.
+                ensure!(log.len() == count as usize);
+                ensure!(log.iter().all(|error| error.action == Retry));
+
+                bench.smmu().abort_sync(count);
+                ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
+                ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+                let _ = bench.smmu().take_log();
+            }
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// A guest that has left does not have its commands replaced either, nor those of the host that
+    /// get its slots.
+    #[test]
+    fn abt_behind_guest() -> Result {
+        assert!(each(|bench| {
+            for _ in 0..LEN {
+                ensure!(bench.0.issue(&[Fine], Wait::Complete).is_ok());
+            }
+            for _ in 0..LEN {
+                ensure!(bench.0.issue_host(&[Abort(3)], true).is_ok());
+                ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+            }
+            ensure!(bench
+                .smmu()
+                .take_log()
+                .iter()
+                .all(|error| error.action == Retry));
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// With nobody waiting, the interrupt handler is told to come again, and acknowledges with
+    /// growing pauses.
+    #[test]
+    fn abt_without_waiters() -> Result {
+        assert!(each(|bench| {
+            ensure!(bench.0.issue_host(&[Abort(FOR_EVER)], false).is_ok());
+            let tag = bench.0.tag(0);
+            bench.smmu().settle();
+            let (mut acknowledged, mut later) = (0, 0);
+
+            // 200 milliseconds.
+            for _ in 0..20_000 {
+                match bench.0.queue.handle_error(false) {
+                    Handled::Acknowledged(_) => acknowledged += 1,
+                    Handled::Later => later += 1,
+                    Handled::NoError | Handled::ByWaiter => return false,
+                }
+                bench.smmu().settle();
+                bench.smmu().pass(Delta::from_micros(10));
+            }
+            // As many as it takes to get to the longest pause, and one for each of those.
+            ensure!((200..300).contains(&acknowledged));
+            ensure!(later > 10_000);
+
+            bench.smmu().heal();
+            bench.smmu().pass(Delta::from_millis(10));
+            ensure!(matches!(
+                bench.0.queue.handle_error(false),
+                Handled::Acknowledged(_)
+            ));
+            bench.smmu().settle();
+            ensure!(bench.0.issue_host(&[], true).is_ok());
+            ensure!(bench.smmu().is_complete(tag));
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The replay goes on behind a device that does not answer, and the first one is told.
+    #[test]
+    fn atc_goes_on() -> Result {
+        assert!(each(|bench| {
+            let fates = [Answered, Unanswered, AnsweredAgain, Unanswered, AnsweredAgain];
+            ensure!(bench.0.issue_host(&fates, true) == fails(1, ATC));
+            for index in [0, 2, 4] {
+                ensure!(bench.smmu().is_complete(bench.0.tag(index)));
+            }
+            // The second command of the same device is not worth another time-out.
+            let log = bench.smmu().take_log();
+            ensure!(log.iter().filter(|error| error.cerror == Some(ATC)).count() <= 3);
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The same behind an illegal command, and the error of the first command is told.
+    #[test]
+    fn atc_goes_on_behind_ill() -> Result {
+        assert!(each(|bench| {
+            let fates = [Answered, Illegal, AnsweredAgain];
+            ensure!(bench.0.issue_host(&fates, true) == fails(1, ILL));
+            for index in [0, 2] {
+                ensure!(bench.smmu().is_complete(bench.0.tag(index)));
+            }
+            let fates = [Unanswered, Illegal, AnsweredAgain];
+            ensure!(bench.0.issue_host(&fates, true) == fails(0, ATC));
+            ensure!(bench.smmu().is_complete(bench.0.tag(2)));
+            let fates = [AnsweredAgain, Illegal, Unanswered];
+            ensure!(bench.0.issue_host(&fates, true) == fails(1, ILL));
+            ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The SMMU is reset with an error that is active: the queue begins anew.
+    #[test]
+    fn reset() -> Result {
+        assert!(each(|bench| {
+            ensure!(bench.0.issue_host(&[Fine, Illegal, Fine], false).is_ok());
+            bench.smmu().settle();
+            ensure!(bench.smmu().error_is_active());
+            let cons = bench.0.queue.reset();
+            ensure!(!bench.smmu().error_is_active());
+            bench.smmu().reset(cons);
+
+            ensure!(bench.0.issue_host(&[Fine; 4], true).is_ok());
+            ensure!(bench.0.is_true(4, Ok(())));
+            let _ = bench.smmu().take_log();
+            ensure!(bench.0.issue_host(&[Fine; LEN - 1], true).is_ok());
+            ensure!(bench.0.is_true(LEN - 1, Ok(())));
+            ensure!(bench.smmu().is_idle() && bench.smmu().violations() == 0);
+            true
+        })?);
+        Ok(())
+    }
+}
+
+/// Who is told what.
+#[kunit_tests(arm_smmu_v3_cmdq_errors)]
+mod errors {
+    use super::*;
+
+    /// Those behind a slot that cannot be got past are told that it takes too long, and no code.
+    #[test]
+    fn others_are_not_told() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().hurry(50);
+            ensure!(bench.0.issue_host(&[Abort(FOR_EVER)], false).is_ok());
+            ensure!(bench.0.issue(&[Fine, Illegal], Wait::Complete) == TIMEOUT);
+            bench.smmu().heal();
+            ensure!(bench.0.issue(&[], Wait::Complete).is_ok());
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// An error on record is told even if the wait fails afterwards, and the count is exact.
+    #[test]
+    fn error_before_timeout() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().hurry(50);
+            ensure!(
+                bench
+                    .0
+                    .issue(&[Fine, Illegal, Fine, Abort(FOR_EVER)], Wait::Complete)
+                    == fails(1, ILL)
+            );
+            ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+            bench.smmu().heal();
+
+            // The SMMU does not get past the slot: nothing is known to be complete.
+            ensure!(
+                bench.0.issue(&[Fine, Abort(FOR_EVER), Illegal], Wait::Complete) == stuck(ABT)
+            );
+            bench.smmu().heal();
+            ensure!(bench.0.issue(&[], Wait::Complete).is_ok());
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// A fatal signal ends a call between two replays.
+    #[test]
+    fn cancelled() -> Result {
+        assert!(each(|bench| {
+            let fates = [Answered, Fine, AnsweredAgain, Unanswered];
+            let calls = core::cell::Cell::new(0);
+            let outcome = bench.0.issue_guest(&fates, || {
+                calls.set(calls.get() + 1);
+                calls.get() == 2
+            });
+            ensure!(outcome == Err(Failure::Interrupted { complete: 2 }));
+            ensure!(bench.0.is_true(2, Ok(())));
+            ensure!(bench.smmu().replays() == 1);
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The ring is full and `SMMU_CMDQ_CONS` lags behind the completion MSI by which that could be:
+    /// nothing of it is taken for consumed.
+    #[test]
+    fn cons_behind_msi() -> Result {
+        assert!(each(|bench| {
+            if !has_msi(bench) {
+                return true;
+            }
+            bench.smmu().let_cons_lag();
+            for _ in 0..3 {
+                ensure!(bench.0.issue(&[Fine; LEN - 1], Wait::Complete).is_ok());
+                bench.smmu().stall(FOR_EVER);
+                ensure!(bench.0.issue(&[Fine; LEN], Wait::No).is_ok());
+                let queue = &bench.0.queue;
+                let end = bench.slots();
+                // CAST: `usize` has 64 bits here.
+                let start = end - LEN as u64;
+                ensure!(queue.ring.look_at_cons(bench.smmu(), end).is_none());
+                ensure!(queue.ring.count_consumed(bench.smmu(), start, LEN as u64) == 0);
+                ensure!(!queue.ring.is_consumed(bench.smmu(), start));
+                bench.smmu().stall(0);
+                ensure!(bench.0.queue.issue_host(&[], true).is_ok());
+                ensure!(bench.0.is_true(LEN, Ok(())));
+            }
+            ensure!(bench.smmu().violations() == 0);
+            true
+        })?);
+        Ok(())
+    }
+
+    /// A completion MSI that comes after its waiter has left overwrites nobody's command.
+    #[test]
+    fn late_msi() -> Result {
+        assert!(each(|bench| {
+            if !has_msi(bench) {
+                return true;
+            }
+            for _ in 0..4 {
+                bench.smmu().hurry(50);
+                bench.smmu().hold_msis(FOR_EVER);
+                ensure!(bench.0.issue(&[Fine], Wait::Complete) == TIMEOUT);
+
+                // All other slots, and then that of the CMD_SYNC, which the SMMU has consumed.
+                bench.smmu().hurry(5);
+                bench.smmu().hold_msis(40);
+                ensure!(bench.0.issue(&[Fine; LEN - 2], Wait::No).is_ok());
+                bench.smmu().settle();
+                bench.smmu().stall(FOR_EVER);
+                ensure!(bench.0.issue(&[Fine; 4], Wait::No).is_ok());
+                bench.smmu().hold_msis(0);
+                bench.smmu().settle();
+                bench.smmu().stall(0);
+                ensure!(bench.0.queue.issue_host(&[], true).is_ok());
+                ensure!(bench.0.is_true(4, Ok(())));
+                ensure!(bench.smmu().violations() == 0);
+            }
+            bench.smmu().hurry(0);
+            bench.is_clean()
+        })?);
+        Ok(())
+    }
+
+    /// One that never comes does not stop the queue for good.
+    #[test]
+    fn lost_msi() -> Result {
+        assert!(each(|bench| {
+            if !has_msi(bench) {
+                return true;
+            }
+            bench.smmu().hurry(50);
+            bench.smmu().hold_msis(FOR_EVER);
+            ensure!(bench.0.issue(&[Fine], Wait::Complete) == TIMEOUT);
+            for _ in 0..4 {
+                ensure!(bench.0.issue_host(&[Fine; LEN / 2], false).is_ok());
+            }
+            true
+        })?);
+        Ok(())
+    }
+}
