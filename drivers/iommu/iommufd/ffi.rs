@@ -48,8 +48,6 @@ impl Ucmd<'_> {
             data_type: cmd.data_type,
             entry_len: cmd.entry_len,
             entry_num: cmd.entry_num,
-            // SAFETY: Both fields of the union are integers of the same size.
-            reserved: unsafe { cmd.__bindgen_anon_1.__reserved },
         }
     }
 

@@ -467,9 +467,9 @@ TEST_F(contract, probe)
 	      "no object");
 
 	arg = invalidate_arg(&self->vm, NULL, 0, 0);
-	arg.out_driver_error_code = 1;
-	CHECK(&tally, invalidate_call(&self->vm, &arg),
-	      answer(EOPNOTSUPP, 0, 0), "the output is not 0 on input");
+	arg.out_driver_error_code = ILL;
+	CHECK(&tally, invalidate_call(&self->vm, &arg), answer(0, 0, 0),
+	      "an old error code in the struct");
 
 	expect_tally(_metadata, &tally);
 }
@@ -525,9 +525,10 @@ TEST_F(contract, bad_argument)
 	      answer(EOPNOTSUPP, 0, 0), "the nested HWPT");
 
 	arg = invalidate_arg(&self->vm, self->cmds, len, 3);
+	arg.hwpt_id = -1U;
 	arg.out_driver_error_code = 0x80000000;
-	CHECK(&tally, invalidate_call(&self->vm, &arg),
-	      answer(EOPNOTSUPP, 0, 0), "the output is not 0 on input");
+	CHECK(&tally, invalidate_call(&self->vm, &arg), answer(ENOENT, 0, 0),
+	      "no object, and an old error code in the struct");
 
 	expect_tally(_metadata, &tally);
 }
@@ -563,17 +564,41 @@ TEST_F(contract, struct_size)
 	CHECK(&tally, invalidate_call(&self->vm, &large.arg),
 	      answer(EINVAL, 3, 0), "smaller");
 
-	/* Success after a failure: the code of the failure must not stay. */
-	memset(&large, 0, sizeof(large));
-	large.arg = invalidate_arg(&self->vm, self->cmds, 16, 3);
-	self->cmds[1] = bad_opcode();
-	CHECK(&tally, invalidate_call(&self->vm, &large.arg),
-	      answer(EIO, 1, ILL), "a bad entry");
-	self->cmds[1] = cmd_elsewhere();
-	large.arg.entry_num = 3;
-	large.arg.out_driver_error_code = 0;
-	CHECK(&tally, invalidate_call(&self->vm, &large.arg), answer(0, 3, 0),
-	      "without the bad entry");
+	expect_tally(_metadata, &tally);
+}
+
+/* A program that uses one struct for all of its calls, and never clears it. */
+TEST_F(contract, struct_reused)
+{
+	struct iommu_hwpt_invalidate arg;
+	struct tally tally = {};
+	int i;
+
+	arg = invalidate_arg(&self->vm, self->cmds, 16, 3);
+	for (i = 0; i < 3; i++) {
+		fill_good(self->cmds, 3);
+		self->cmds[1] = bad_opcode();
+		arg.entry_num = 3;
+		CHECK(&tally, invalidate_call(&self->vm, &arg),
+		      answer(EIO, 1, ILL), "a bad entry");
+
+		/* An error without a code takes the old one away. */
+		arg.data_uptr = (uintptr_t)NULL;
+		arg.entry_num = 3;
+		CHECK(&tally, invalidate_call(&self->vm, &arg),
+		      answer(EINVAL, 0, 0), "no array");
+
+		arg.data_uptr = (uintptr_t)self->cmds;
+		arg.entry_num = 3;
+		CHECK(&tally, invalidate_call(&self->vm, &arg),
+		      answer(EIO, 1, ILL), "the bad entry again");
+
+		/* So does success. */
+		fill_good(self->cmds, 3);
+		arg.entry_num = 3;
+		CHECK(&tally, invalidate_call(&self->vm, &arg),
+		      answer(0, 3, 0), "without the bad entry");
+	}
 	expect_tally(_metadata, &tally);
 }
 

@@ -1105,10 +1105,13 @@ fn probe() -> Vec<Row> {
             arg.hwpt_id = u32::MAX
         })
         .errno(libc::ENOENT),
-        probe("reserved", "the output word is not 0 on input", |_, arg| {
-            arg.out_driver_error_code = 1;
-        })
-        .errno(libc::EOPNOTSUPP),
+        probe(
+            "old-code",
+            "an old error code in the structure",
+            |_, arg| {
+                arg.out_driver_error_code = ErrorCode::Ill as u32;
+            },
+        ),
         probe("ioas", "the object is an IOAS", |lab, arg| {
             arg.hwpt_id = lab.smmu.ioas_id();
         })
@@ -1193,14 +1196,43 @@ fn argument() -> Vec<Row> {
                 arg.hwpt_id = lab.smmu.s1_hwpt_id().expect("the lab has attached one");
             },
         ),
-        bad(
-            "reserved",
-            "the output word is not 0 on input",
-            libc::EOPNOTSUPP,
+        row(
+            "argument/old-code",
+            "a wild error code in the structure on input",
+        )
+        .sends_with(
+            || good(3),
             |_, arg| {
                 arg.out_driver_error_code = 0xdead_beef;
             },
+        )
+        .completes(3),
+        bad(
+            "old-code-no-object",
+            "an old error code in the structure, no such object",
+            libc::ENOENT,
+            |_, arg| {
+                arg.hwpt_id = u32::MAX;
+                arg.out_driver_error_code = ErrorCode::Ill as u32;
+            },
         ),
+        row(
+            "argument/reused",
+            "the structure of a call that failed with an error code, used again",
+        )
+        .calls(|lab| {
+            let (illegal, commands) = ([unsupported()], good(3));
+            let mut arg = lab.arg(&illegal);
+            let first = arg.call(lab.smmu.iommufd());
+            arg.data_uptr = commands.as_ptr() as u64;
+            arg.entry_num = commands.len() as u32;
+            let mut answer = lab.call(arg);
+            if (first.errno, first.code) != (libc::EIO, ErrorCode::Ill as u32) {
+                answer.fault = Some(format!("the first call: {first:?}"));
+            }
+            Ok(answer)
+        })
+        .completes(3),
         // The size of the structure is checked before anything is written to it.
         bad(
             "size-small",

@@ -68,7 +68,8 @@ pub struct InvalidateArg {
     pub entry_len: u32,
     /// In: how many entries. Out: how many of them are complete, see [`Outcome`].
     pub entry_num: u32,
-    /// In: 0. Out: an [`ErrorCode`]. (`__reserved` to a kernel that does not report one.)
+    /// Out: an [`ErrorCode`]. In: anything, but 0 for a kernel that does not report one and calls the word
+    /// `__reserved`.
     pub out_driver_error_code: u32,
     /// Beyond what kernels know today: must be 0 as far as `size` covers it.
     pub tail: [u32; 8],
