@@ -3,9 +3,11 @@
 //! The driver's side of iommufd: invalidation requests that user space sends to a nested domain or
 //! a vIOMMU.
 //!
-//! A driver implements [`CacheInvalidate`] for its nested domain or its vIOMMU and forwards the C
-//! operation (`cache_invalidate_user` of `struct iommu_domain_ops`, or `cache_invalidate` of
-//! `struct iommufd_viommu_ops`) to [`dispatch()`].
+//! A driver implements [`CacheInvalidate`] for its nested domain or its vIOMMU. Its C operation
+//! (`cache_invalidate_user` of `struct iommu_domain_ops`, or `cache_invalidate` of `struct
+//! iommufd_viommu_ops`) converts its arguments and calls [`dispatch()`]. The conversions are
+//! [`UserDataArray::from_raw()`] and [`Viommu::from_raw()`]. They are the only functions of this
+//! module that take C structs.
 //!
 //! C headers: [`include/linux/iommufd.h`](srctree/include/linux/iommufd.h),
 //! [`include/linux/iommu.h`](srctree/include/linux/iommu.h),
@@ -30,21 +32,43 @@ use crate::{
 
 /// A kind of invalidation request: one value of `enum iommu_hwpt_invalidate_data_type`.
 pub trait Request {
-    /// What user space passes as the `data_type` of `struct iommu_hwpt_invalidate`.
+    /// The `data_type` of `struct iommu_hwpt_invalidate` that user space passes for such requests.
     const DATA_TYPE: u32;
 
     /// The layout of one request in user memory.
     ///
-    /// User space may place its requests further apart than the size of this type, if what lies
-    /// between them is zero.
+    /// User space may use a larger distance between its requests than the size of this type. All
+    /// bytes in between must be zero.
     type Entry: FromBytes;
+}
+
+/// An array of requests of any type, as the iommufd core passes it to a driver: `struct
+/// iommu_user_data_array`.
+///
+/// [`dispatch()`] is the only use for it.
+#[repr(transparent)]
+pub struct UserDataArray(bindings::iommu_user_data_array);
+
+impl UserDataArray {
+    /// Makes a reference from a C pointer.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must point to a valid `struct iommu_user_data_array` that nobody else accesses during
+    /// `'a`. The core guarantees this for the duration of each call of an operation that has such
+    /// an argument.
+    #[inline]
+    pub unsafe fn from_raw<'a>(ptr: *mut bindings::iommu_user_data_array) -> &'a mut Self {
+        // SAFETY: By the safety requirements, and `Self` is transparent over the C struct.
+        unsafe { &mut *ptr.cast() }
+    }
 }
 
 /// The requests of one call that are not handled yet.
 ///
-/// [`read()`](Self::read) takes requests from user memory, each of them once and in their order.
-/// [`complete()`](Self::complete) reports those that have taken effect. What is not reported when
-/// the driver returns has not been handled, as far as user space is told.
+/// [`read()`](Self::read) copies requests from user memory, each of them once and in order.
+/// [`complete()`](Self::complete) reports requests that have taken effect. User space is told that
+/// the requests which the driver does not report have not been handled.
 ///
 /// # Invariants
 ///
@@ -60,12 +84,13 @@ pub struct UserArray<'a, R: Request> {
 impl<'a, R: Request> UserArray<'a, R> {
     /// Takes over the array that the iommufd core passes to a driver.
     ///
-    /// From here on, an error of the driver says that no request is complete and carries no error
-    /// code, unless the driver reports otherwise.
+    /// Sets the number of complete requests and the error code to 0, so that an error means this
+    /// unless the driver reports something else.
     ///
     /// Fails with [`EINVAL`] if the array is of another type, or if it is not empty and its entries
     /// are smaller than [`Request::Entry`].
-    pub fn new(raw: &'a mut bindings::iommu_user_data_array) -> Result<Self> {
+    fn new(array: &'a mut UserDataArray) -> Result<Self> {
+        let raw = &mut array.0;
         let len = core::mem::take(&mut raw.entry_num);
         raw.driver_error_code = 0;
 
@@ -85,9 +110,10 @@ impl<'a, R: Request> UserArray<'a, R> {
         })
     }
 
-    /// Returns whether there are no requests: user space then only asks whether the type is known.
+    /// Returns whether the array has no requests. User space uses such an array to ask whether the
+    /// type is supported.
     #[inline]
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.len == 0
     }
 
@@ -99,15 +125,16 @@ impl<'a, R: Request> UserArray<'a, R> {
 
     /// Reads the next requests from user memory: as many as are left and fit into `block`.
     ///
-    /// Returns fewer if user memory cannot be read further. Fails only if that is so for the very
-    /// next request:
+    /// Returns fewer requests if a later one cannot be read; the next call then fails for that one.
+    /// Fails if the first of them cannot be read:
     ///
-    /// * with [`EFAULT`] if it cannot be read,
-    /// * with [`E2BIG`] if it is larger than [`Request::Entry`], and what is beyond is not zero.
+    /// * with [`EFAULT`] if its memory is not accessible,
+    /// * with [`E2BIG`] if it is larger than [`Request::Entry`] and the excess bytes are not zero.
     ///
-    /// The bytes are copied before the caller sees them, and no request is read again once it was
-    /// returned: what the driver checks is what it issues. Must be called in the context of the
-    /// process that called the ioctl. May sleep.
+    /// No request is read from user memory a second time after it was returned. User space can
+    /// therefore not change a request after the driver has checked it.
+    ///
+    /// Must be called in the context of the process that called the ioctl. May sleep.
     pub fn read<'b>(
         &mut self,
         block: &'b mut [MaybeUninit<R::Entry>],
@@ -116,7 +143,7 @@ impl<'a, R: Request> UserArray<'a, R> {
         let wanted = block.len().min(left);
         let block = &mut block[..wanted];
 
-        // If one copy of everything fails, copies of single requests find the one that is to blame.
+        // If the copy of the whole block fails, copy each request to find the one that caused it.
         let packed = self.raw.entry_len == size_of::<R::Entry>();
         let count = if packed && self.read_all(block).is_ok() {
             block.len()
@@ -133,11 +160,11 @@ impl<'a, R: Request> UserArray<'a, R> {
         Ok(unsafe { &mut *block })
     }
 
-    /// Fills `block` in one copy. Nothing may lie between the entries in user memory.
+    /// Fills `block` in one copy. The entries in user memory must be adjacent.
     fn read_all(&self, block: &mut [MaybeUninit<R::Entry>]) -> Result {
         let len = size_of_val(block);
-        // SAFETY: The memory is borrowed for as long as the slice is used, bytes need no alignment,
-        // and `MaybeUninit` asks nothing of what is written.
+        // SAFETY: The memory is borrowed for as long as the slice is used. Bytes need no alignment,
+        // and any bytes are valid for a `MaybeUninit`.
         let bytes = unsafe { core::slice::from_raw_parts_mut(block.as_mut_ptr().cast(), len) };
 
         UserSlice::new(self.user_ptr(0), len)
@@ -157,7 +184,7 @@ impl<'a, R: Request> UserArray<'a, R> {
         Ok(block.len())
     }
 
-    /// Copies the entry at `index` behind the last one that was read, like
+    /// Copies the entry at `index`, counted from the first one that has not been read, like
     /// `copy_struct_from_user()`.
     fn read_one(&self, index: usize, entry: &mut MaybeUninit<R::Entry>) -> Result {
         let ptr = self.user_ptr(index);
@@ -165,8 +192,8 @@ impl<'a, R: Request> UserArray<'a, R> {
         let tail = self.raw.entry_len - size;
 
         if tail != 0 {
-            // SAFETY: `check_zeroed_user()` checks by itself that the range belongs to user space,
-            // and copes with faults.
+            // SAFETY: `check_zeroed_user()` checks that the range belongs to user space, and handles
+            // faults.
             let ret = unsafe {
                 bindings::check_zeroed_user(ptr.wrapping_byte_add(size).as_const_ptr(), tail)
             };
@@ -180,38 +207,45 @@ impl<'a, R: Request> UserArray<'a, R> {
         Ok(())
     }
 
-    /// The address of the entry at `index` behind the last one that was read.
+    /// Returns the address of the entry at `index`, counted from the first one that has not been
+    /// read.
     fn user_ptr(&self, index: usize) -> UserPtr {
         let index = self.read as usize + index;
 
-        // User space chose all of it, so the address may wrap around. That is fine:
-        // `copy_from_user()` refuses bad addresses, whatever they came from.
+        // User space chooses all of these values, so the address can wrap around. This is harmless,
+        // as `copy_from_user()` checks the address.
         UserPtr::from_ptr(self.raw.uptr).wrapping_byte_add(index.wrapping_mul(self.raw.entry_len))
     }
 
-    /// Reports that the next `count` requests are complete: their effect has taken place, not only
-    /// been asked for.
+    /// Reports that the next `count` requests are complete: the hardware has finished them.
     ///
-    /// Reporting more than has been read reports no more than that.
+    /// Fails with [`EOVERFLOW`] and reports none of them if this is more than the requests that have
+    /// been read and not been reported yet.
     #[inline]
-    pub fn complete(&mut self, count: usize) {
+    pub fn complete(&mut self, count: usize) -> Result {
         let unreported = self.read - self.raw.entry_num;
+        if count > unreported as usize {
+            return Err(EOVERFLOW);
+        }
 
-        // INVARIANT: `entry_num <= read` by the `min()`. CAST: The result is at most `unreported`.
-        self.raw.entry_num += count.min(unreported as usize) as u32;
+        // INVARIANT: `count <= read - entry_num`, hence `entry_num <= read` afterwards.
+        // CAST: `count` is at most `unreported`, which is a `u32`.
+        self.raw.entry_num += count as u32;
+        Ok(())
     }
 
     /// Sets the hardware's code for the error that the driver is about to return.
     ///
-    /// It is about the first request that is not complete. The encoding is that of the request's
-    /// type, see `out_driver_error_code` in `struct iommu_hwpt_invalidate`.
+    /// The code describes the error of the first request that is not complete, in the encoding of
+    /// the request's type: see `out_driver_error_code` in `struct iommu_hwpt_invalidate`. It has no
+    /// effect if the driver returns success.
     #[inline]
     pub fn set_driver_error_code(&mut self, code: u32) {
         self.raw.driver_error_code = code;
     }
 }
 
-/// Something whose hardware caches user space may invalidate: a nested domain or a vIOMMU.
+/// An object whose hardware caches user space may invalidate: a nested domain or a vIOMMU.
 ///
 /// Several threads may invalidate at the same time.
 ///
@@ -222,12 +256,12 @@ impl<'a, R: Request> UserArray<'a, R> {
 /// ```
 /// use core::mem::MaybeUninit;
 /// use kernel::{
-///     bindings,
 ///     iommu::iommufd::{
 ///         dispatch,
 ///         CacheInvalidate,
 ///         Request,
-///         UserArray, //
+///         UserArray,
+///         UserDataArray, //
 ///     },
 ///     page::PAGE_SIZE, //
 /// };
@@ -259,7 +293,7 @@ impl<'a, R: Request> UserArray<'a, R> {
 ///             .take_while(|&address| address % PAGE_SIZE as u64 == 0)
 ///             .count();
 ///         self.flush_and_wait(&block[..good])?;
-///         array.complete(good);
+///         array.complete(good)?;
 ///
 ///         if good < block.len() {
 ///             return Err(EINVAL);
@@ -268,73 +302,96 @@ impl<'a, R: Request> UserArray<'a, R> {
 ///     }
 /// }
 ///
-/// // An empty array asks whether the type is known.
-/// let mut array = bindings::iommu_user_data_array {
-///     type_: 42,
-///     ..pin_init::zeroed()
-/// };
-/// assert_eq!(dispatch(&Domain, &mut array), 0);
-///
-/// array.type_ = 43;
-/// assert_eq!(dispatch(&Domain, &mut array), EINVAL.to_errno());
+/// // The core makes the array. An empty one asks whether the type is supported.
+/// # let mut raw = kernel::bindings::iommu_user_data_array {
+/// #     type_: 42,
+/// #     ..pin_init::zeroed()
+/// # };
+/// # let ptr = &raw mut raw;
+/// // SAFETY: `ptr` is valid, and nobody else uses the array.
+/// let array: &mut UserDataArray = unsafe { UserDataArray::from_raw(ptr) };
+/// assert_eq!(dispatch(&Domain, array), Ok(()));
+/// # raw.type_ = 43;
+/// # // SAFETY: As above.
+/// # assert_eq!(dispatch(&Domain, unsafe { UserDataArray::from_raw(&raw mut raw) }), Err(EINVAL));
 /// # Ok::<(), Error>(())
 /// ```
 pub trait CacheInvalidate: Sync {
-    /// The requests that it understands.
+    /// The kind of requests that the driver accepts.
     type Request: Request;
 
     /// Handles requests from the beginning of `array`, which is not empty.
     ///
-    /// `Ok` says that all is well so far. The core calls again for what is left, so that a driver
-    /// which works in blocks needs no loop, no check for signals and no `cond_resched()` of its
-    /// own, unless it handles several blocks in a call. It must complete at least one request to be
-    /// called again.
+    /// A driver may return [`Ok`] before it has handled all requests, if it has completed at least
+    /// one. The core then checks for a fatal signal, reschedules if needed, and calls again for the
+    /// rest. A driver that handles one block in each call therefore needs no loop.
     ///
-    /// An error is about the first request that is not complete. Those before it stay complete.
+    /// An error applies to the first request that is not complete. The requests before it stay
+    /// complete.
     ///
-    /// Called in process context without locks. May sleep.
+    /// Called in the context of the process that called the ioctl, without locks. May sleep.
     fn cache_invalidate(&self, array: &mut UserArray<'_, Self::Request>) -> Result;
 }
 
-/// Serves the C operation with `this`.
+/// Has `this` handle the requests of `array`: the body of the C operation.
 ///
-/// Returns 0 or a negative errno, as the operation does.
-pub fn dispatch<T: CacheInvalidate>(
-    this: &T,
-    array: &mut bindings::iommu_user_data_array,
-) -> c_int {
-    let result = UserArray::new(array).and_then(|mut array| {
-        if array.is_empty() {
-            return Ok(());
-        }
-        this.cache_invalidate(&mut array)
-    });
-
-    match result {
-        Ok(()) => 0,
-        Err(e) => e.to_errno(),
+/// An empty array only asks whether its type is supported, and does not reach the driver.
+///
+/// Fails with [`EINVAL`] if the array is not of the type [`CacheInvalidate::Request`], or if its
+/// entries are smaller than [`Request::Entry`], and otherwise as
+/// [`CacheInvalidate::cache_invalidate()`] does.
+///
+/// Must be called in the context of the process that called the ioctl. May sleep.
+pub fn dispatch<T: CacheInvalidate>(this: &T, array: &mut UserDataArray) -> Result {
+    let mut array = UserArray::new(array)?;
+    if array.is_empty() {
+        return Ok(());
     }
+    this.cache_invalidate(&mut array)
 }
 
-/// A vIOMMU: the part of a physical IOMMU that a VM is given.
+/// A vIOMMU, the part of a physical IOMMU that a VM uses: `struct iommufd_viommu`.
+///
+/// `D` is what the driver of the IOMMU stores for each device with `dev_iommu_priv_set()`.
+///
+/// # Examples
+///
+/// A vIOMMU whose driver has to find the physical stream ID for a virtual one:
+///
+/// ```
+/// use kernel::iommu::iommufd::Viommu;
+///
+/// struct Master {
+///     stream_id: u32,
+/// }
+///
+/// fn stream_id(viommu: &Viommu<Master>, virtual_stream_id: u32) -> Option<u32> {
+///     viommu.with_vdevice(virtual_stream_id as usize, |master| master.stream_id)
+/// }
+/// ```
 ///
 /// # Invariants
 ///
-/// The object is a valid `struct iommufd_viommu`, whose part that belongs to the core is
-/// initialized.
+/// * The struct is valid, and the core has initialized its own part of it.
+/// * The private data of each device that is linked to the vIOMMU is a valid `D`.
 #[repr(transparent)]
-pub struct Viommu(Opaque<bindings::iommufd_viommu>);
+pub struct Viommu<D>(Opaque<bindings::iommufd_viommu>, PhantomData<D>);
 
-// SAFETY: What this type gives access to is only used with the lock of the list held.
-unsafe impl Sync for Viommu {}
+// SAFETY: The list of vDEVICEs is only accessed with its lock held. As several threads can get a
+// reference to the same private data, that has to be `Sync`.
+unsafe impl<D: Sync> Sync for Viommu<D> {}
 
-impl Viommu {
+impl<D> Viommu<D> {
     /// Makes a reference from a C pointer.
     ///
     /// # Safety
     ///
-    /// `ptr` must point to a vIOMMU that the core has initialized and that is valid for `'a`. Both
-    /// holds for the duration of each vIOMMU operation.
+    /// * `ptr` must point to a vIOMMU that the core has initialized and that is valid for `'a`. The
+    ///   core guarantees both for the duration of each vIOMMU operation.
+    /// * For each device that is linked to the vIOMMU, `dev_iommu_priv_get()` must return a pointer
+    ///   to a `D`, or to a C struct over which `D` is transparent. It must be valid for shared
+    ///   references for as long as the device is linked. The core links a device only to a vIOMMU
+    ///   of the IOMMU that the device is behind, so this is about one driver only.
     #[inline]
     pub unsafe fn from_raw<'a>(ptr: *mut bindings::iommufd_viommu) -> &'a Self {
         // INVARIANT: By the safety requirements.
@@ -342,20 +399,16 @@ impl Viommu {
         unsafe { &*ptr.cast() }
     }
 
-    /// Calls `f` for the device that is linked to this vIOMMU as `virt_id`.
+    /// Calls `f` with the private data of the device that is linked to this vIOMMU as `virt_id`.
     ///
-    /// `virt_id` is what the vIOMMU knows the device by, such as the vSID of an SMMUv3. `f` gets
-    /// what the driver stored with `dev_iommu_priv_set()` for the device. Returns [`None`] if there
-    /// is no vDEVICE of that ID.
+    /// `virt_id` identifies the device within the vIOMMU: for an SMMUv3 it is the vSID. Returns
+    /// [`None`] without calling `f` if there is no vDEVICE with that ID.
     ///
-    /// The vDEVICE cannot go away while `f` runs, as the lock of the vIOMMU's list is held: a
-    /// spinlock, so `f` must not sleep.
+    /// The vDEVICE exists at least until `f` returns, because the lock of the vIOMMU's list of
+    /// vDEVICEs is held. This lock is a spinlock, so `f` must not sleep. May be called in process
+    /// context only, as the lock does not disable interrupts.
     #[inline]
-    pub fn with_vdevice<R>(
-        &self,
-        virt_id: usize,
-        f: impl FnOnce(*mut c_void) -> R, //
-    ) -> Option<R> {
+    pub fn with_vdevice<R>(&self, virt_id: usize, f: impl FnOnce(&D) -> R) -> Option<R> {
         let viommu = self.0.get();
         // SAFETY: By the type invariant `viommu` is valid.
         let vdevs = unsafe { &raw mut (*viommu).vdevs };
@@ -368,9 +421,10 @@ impl Viommu {
         let result = if dev.is_null() {
             None
         } else {
-            // SAFETY: The device of a vDEVICE is valid and has its IOMMU, and it stays so while the
-            // lock is held: a vDEVICE leaves the list before it lets go of its device.
-            Some(f(unsafe { bindings::dev_iommu_priv_get(dev) }))
+            // SAFETY: While the lock is held, the device is valid and behind its IOMMU: a vDEVICE is
+            // removed from the list before it releases its device. By the type invariant, the
+            // private data is a valid `D`.
+            Some(f(unsafe { &*bindings::dev_iommu_priv_get(dev).cast() }))
         };
 
         // SAFETY: The lock was taken above.
@@ -432,23 +486,21 @@ mod tests {
         Ok(())
     }
 
-    fn array(ptr: UserPtr, stride: usize, len: usize) -> bindings::iommu_user_data_array {
-        bindings::iommu_user_data_array {
+    fn array(ptr: UserPtr, stride: usize, len: usize) -> UserDataArray {
+        UserDataArray(bindings::iommu_user_data_array {
             type_: Pair::DATA_TYPE,
             uptr: ptr.as_mut_ptr(),
             entry_len: stride,
             entry_num: len as u32,
-            // What the array comes with must not pass for the driver's answer.
+            // The initial value must not be taken for the driver's answer.
             driver_error_code: 99,
-        }
+        })
     }
 
     /// Reads blocks of `BLOCK` requests that count up.
     ///
     /// Returns how many there were, and why there are no more.
-    fn read_to_end<const BLOCK: usize>(
-        raw: &mut bindings::iommu_user_data_array,
-    ) -> Result<(usize, Result)> {
+    fn read_to_end<const BLOCK: usize>(raw: &mut UserDataArray) -> Result<(usize, Result)> {
         let mut array = UserArray::<Pair>::new(raw)?;
         let mut count = 0;
 
@@ -465,7 +517,7 @@ mod tests {
                 }
                 count += 1;
             }
-            array.complete(block.len());
+            array.complete(block.len())?;
         }
     }
 
@@ -478,8 +530,8 @@ mod tests {
         for len in [0, 1, 62, 63, 64, 126, COUNT] {
             let mut raw = array(page, 16, len);
             assert_eq!(read_to_end::<63>(&mut raw)?, (len, Ok(())));
-            assert_eq!(raw.entry_num as usize, len);
-            assert_eq!(raw.driver_error_code, 0);
+            assert_eq!(raw.0.entry_num as usize, len);
+            assert_eq!(raw.0.driver_error_code, 0);
 
             assert_eq!(read_to_end::<1>(&mut array(page, 16, len))?, (len, Ok(())));
         }
@@ -532,7 +584,7 @@ mod tests {
                     UserSlice::new(ptr, 1).writer().write(&1u8)?;
                     let mut raw = array(page, stride, len);
                     assert_eq!(read_to_end::<63>(&mut raw)?, (bad, Err(E2BIG)));
-                    assert_eq!(raw.entry_num as usize, bad);
+                    assert_eq!(raw.0.entry_num as usize, bad);
                     UserSlice::new(ptr, 1).writer().write(&0u8)?;
                 }
             }
@@ -547,7 +599,7 @@ mod tests {
         Ok(())
     }
 
-    /// What a driver does not report does not count, and it cannot report too much.
+    /// Requests that a driver does not report do not count, and it cannot report too many.
     #[test]
     fn progress() -> Result {
         let page = user_page()?;
@@ -556,25 +608,31 @@ mod tests {
 
         let mut raw = array(page, 16, 25);
         let mut array = UserArray::<Pair>::new(&mut raw)?;
-        array.complete(1);
+        assert_eq!(array.complete(1), Err(EOVERFLOW));
         array.read(&mut block)?;
         array.read(&mut block)?;
-        assert_eq!(raw.entry_num, 0);
+        assert_eq!(array.complete(21), Err(EOVERFLOW));
+        assert_eq!(raw.0.entry_num, 0);
 
         let mut array = UserArray::<Pair>::new({
-            raw.entry_num = 25;
+            raw.0.entry_num = 25;
             &mut raw
         })?;
         array.read(&mut block)?;
-        array.complete(4);
-        array.complete(100);
+        array.complete(4)?;
+        for excess in [7, 10, u32::MAX as usize, u32::MAX as usize + 1, usize::MAX] {
+            assert_eq!(array.complete(excess), Err(EOVERFLOW));
+        }
+        array.complete(0)?;
+        array.complete(6)?;
+        assert_eq!(array.complete(1), Err(EOVERFLOW));
         array.set_driver_error_code(3);
-        assert_eq!(raw.entry_num, 10);
-        assert_eq!(raw.driver_error_code, 3);
+        assert_eq!(raw.0.entry_num, 10);
+        assert_eq!(raw.0.driver_error_code, 3);
         Ok(())
     }
 
-    /// A driver is asked about requests only, and its errors come back as they are.
+    /// An empty array does not reach the driver, and errors of the driver are returned unchanged.
     #[test]
     fn dispatching() -> Result {
         struct Refuses;
@@ -591,29 +649,29 @@ mod tests {
         let null = UserPtr::from_addr(0);
 
         let mut raw = array(null, 16, 0);
-        assert_eq!(dispatch(&Refuses, &mut raw), 0);
-        assert_eq!(raw.driver_error_code, 0);
+        assert_eq!(dispatch(&Refuses, &mut raw), Ok(()));
+        assert_eq!(raw.0.driver_error_code, 0);
 
         let mut raw = array(null, 16, 1);
-        assert_eq!(dispatch(&Refuses, &mut raw), EPERM.to_errno());
-        assert_eq!(raw.driver_error_code, 5);
+        assert_eq!(dispatch(&Refuses, &mut raw), Err(EPERM));
+        assert_eq!(raw.0.driver_error_code, 5);
 
-        raw.type_ = 8;
-        assert_eq!(dispatch(&Refuses, &mut raw), EINVAL.to_errno());
-        assert_eq!(raw.driver_error_code, 0);
+        raw.0.type_ = 8;
+        assert_eq!(dispatch(&Refuses, &mut raw), Err(EINVAL));
+        assert_eq!(raw.0.driver_error_code, 0);
         Ok(())
     }
 
-    /// What is wrong with the array as a whole is found before anything is read.
+    /// An array that is bad as a whole is refused before anything is read.
     #[test]
     fn bad_arrays() -> Result {
         let null = UserPtr::from_addr(0);
 
         let mut raw = array(null, 16, 1);
-        raw.type_ = 8;
+        raw.0.type_ = 8;
         assert_eq!(UserArray::<Pair>::new(&mut raw).err(), Some(EINVAL));
-        assert_eq!(raw.entry_num, 0);
-        assert_eq!(raw.driver_error_code, 0);
+        assert_eq!(raw.0.entry_num, 0);
+        assert_eq!(raw.0.driver_error_code, 0);
 
         for stride in [0, 1, 8, 15] {
             let mut raw = array(null, stride, 1);
@@ -622,6 +680,66 @@ mod tests {
             // Without requests, their length means nothing.
             assert!(UserArray::<Pair>::new(&mut array(null, stride, 0))?.is_empty());
         }
+        Ok(())
+    }
+
+    /// A vIOMMU gives the private data of the device with the ID that is asked for.
+    #[test]
+    fn vdevices() -> Result {
+        struct Master {
+            stream_id: u32,
+        }
+
+        /// The C structs that lead from a vDEVICE to the private data.
+        struct Link {
+            vdev: bindings::iommufd_vdevice,
+            idev: bindings::iommufd_device,
+            dev: bindings::device,
+            dev_iommu: bindings::dev_iommu,
+        }
+
+        impl Link {
+            fn new(master: &Master) -> Result<KBox<Self>> {
+                let mut link = KBox::<Self>::new_uninit(GFP_KERNEL)?;
+                // SAFETY: The memory is valid, and all zero is valid for these C structs.
+                let mut link = unsafe {
+                    link.as_mut_ptr().write_bytes(0, 1);
+                    link.assume_init()
+                };
+                link.dev_iommu.priv_ = core::ptr::from_ref(master).cast_mut().cast();
+                link.dev.iommu = &raw mut link.dev_iommu;
+                link.idev.dev = &raw mut link.dev;
+                link.vdev.idev = &raw mut link.idev;
+                Ok(link)
+            }
+        }
+
+        let masters = [10, 20].map(|stream_id| Master { stream_id });
+        let mut links = [Link::new(&masters[0])?, Link::new(&masters[1])?];
+
+        let viommu = KBox::init(pin_init::zeroed::<bindings::iommufd_viommu>(), GFP_KERNEL)?;
+        let viommu = KBox::into_raw(viommu);
+        // SAFETY: `viommu` was just allocated, nothing else refers to it.
+        let vdevs = unsafe { &raw mut (*viommu).vdevs };
+        // SAFETY: As above.
+        unsafe { bindings::xa_init_flags(vdevs, 0) };
+        for (id, link) in links.iter_mut().enumerate() {
+            let vdev = (&raw mut link.vdev).cast();
+            // SAFETY: The array was just initialized.
+            unsafe { bindings::xa_store(vdevs, id + 100, vdev, GFP_KERNEL.as_raw()) };
+        }
+
+        // SAFETY: The list of vDEVICEs is the only part that is used, and the private data of those
+        // in there is a `Master`, which lives longer.
+        let typed = unsafe { Viommu::<Master>::from_raw(viommu) };
+        let found = [99, 100, 101, 102].map(|id| typed.with_vdevice(id, |m| m.stream_id));
+
+        // SAFETY: Made above. `typed` is not used any more.
+        unsafe {
+            bindings::xa_destroy(vdevs);
+            drop(KBox::from_raw(viommu));
+        }
+        assert_eq!(found, [None, Some(10), Some(20), None]);
         Ok(())
     }
 }

@@ -232,7 +232,10 @@ pub unsafe extern "C" fn arm_vsmmu_rust_cache_invalidate(
     // SAFETY: By the safety requirements.
     let vsmmu = unsafe { ffi::Vsmmu::from_viommu(viommu) };
     // SAFETY: By the safety requirements.
-    let array = unsafe { &mut *array };
+    let array = unsafe { kernel::iommu::iommufd::UserDataArray::from_raw(array) };
 
-    kernel::iommu::iommufd::dispatch(vsmmu, array)
+    from_result(|| {
+        kernel::iommu::iommufd::dispatch(vsmmu, array)?;
+        Ok(0)
+    })
 }

@@ -124,8 +124,10 @@ impl Vsmmu {
 
     /// The vIOMMU that iommufd knows it by.
     #[inline]
-    fn viommu(&self) -> &Viommu {
-        // SAFETY: By the type invariant, the vIOMMU is valid for as long as `self` is.
+    fn viommu(&self) -> &Viommu<Master> {
+        // SAFETY: By the type invariant, the vIOMMU is valid for as long as `self` is. The driver
+        // stores a `struct arm_smmu_master` for each device that it probes, and frees it when the
+        // device is released, which can no longer be linked then.
         unsafe { Viommu::from_raw(&raw mut (*self.0.get()).core) }
     }
 
@@ -156,15 +158,13 @@ impl Vsmmu {
     #[inline]
     pub(crate) fn find_stream(&self, vsid: u32) -> Option<Stream> {
         self.viommu().with_vdevice(vsid as usize, |master| {
-            let master: *mut bindings::arm_smmu_master = master.cast();
+            let master = master.0.get();
 
-            // SAFETY: The core links a device only to a vIOMMU of the device's own IOMMU, so that
-            // the private data is a `struct arm_smmu_master`. It shows a vDEVICE only after the
-            // operation `vdevice_init` has accepted it, and those of this driver refuse a device
-            // that has not got exactly one stream. Neither streams nor the number of substream bits
-            // change afterwards.
+            // SAFETY: The core makes a vDEVICE visible only after the operation `vdevice_init` has
+            // accepted it, and those of this driver refuse a device that does not have exactly one
+            // stream. Neither streams nor the number of substream bits change afterwards.
             let (sid, ssid_bits) = unsafe { ((*(*master).streams).id, (*master).ssid_bits) };
-            // SAFETY: As above.
+            // SAFETY: The device is valid.
             let has_ats = unsafe { bindings::arm_smmu_rust_ats_is_enabled(master) };
 
             Stream {
@@ -175,6 +175,15 @@ impl Vsmmu {
         })
     }
 }
+
+/// A device behind an SMMU, the private data that this driver stores for it: `struct
+/// arm_smmu_master`.
+///
+/// # Invariants
+///
+/// The struct is valid.
+#[repr(transparent)]
+struct Master(Opaque<bindings::arm_smmu_master>);
 
 /// A command queue that a C struct points to, for as long as this value exists.
 pub(crate) struct Published {

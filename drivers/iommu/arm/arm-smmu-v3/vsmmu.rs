@@ -85,7 +85,7 @@ impl CacheInvalidate for Vsmmu {
             })
             .map_err(|failure| fail(array, &batch, failure))?;
         }
-        array.complete(batch.requests(batch.cmds().len()));
+        array.complete(batch.requests(batch.cmds().len()))?;
 
         rest.map_err(|Illegal| cerror(array, Cerror::Ill))
     }
@@ -104,8 +104,10 @@ fn fail(array: &mut UserArray<'_, GuestCmds>, batch: &Batch<'_>, failure: Failur
         Failure::Interrupted { complete } => (complete, EINTR),
     };
 
-    array.complete(batch.requests(complete));
-    error
+    array
+        .complete(batch.requests(complete))
+        .err()
+        .unwrap_or(error)
 }
 
 /// Reports the error of the first command that is not complete to user space.
