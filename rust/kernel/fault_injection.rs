@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Failures on demand, for tests of how code copes with them.
+//! Fault injection: failures that a test asks for.
 //!
 //! C header: [`include/linux/fault-inject.h`](srctree/include/linux/fault-inject.h)
 //!
@@ -11,11 +11,12 @@ use crate::{
     types::Opaque, //
 };
 
-/// A kind of failure that can be asked for in a directory of debugfs.
+/// A kind of failure that can be injected, with its directory in debugfs.
 ///
-/// That directory has the files `probability`, `times`, `space` and so on of the kernel's fault
-/// injection. Nothing fails until somebody writes to them. If the directory cannot be made, or
-/// without `CONFIG_FAULT_INJECTION_DEBUG_FS`, nothing ever does.
+/// The directory has the usual files of the kernel's fault injection, such as `probability`, `times`
+/// and `space`. Initially, nothing fails. The files in the directory change that. If the directory
+/// cannot be created, or without `CONFIG_FAULT_INJECTION_DEBUG_FS`, the only way to inject the
+/// failure is the `fail-nth` file of a task.
 ///
 /// # Examples
 ///
@@ -24,7 +25,7 @@ use crate::{
 ///
 /// let fail_example = KBox::pin_init(FaultAttr::new(c"fail_rust_example"), GFP_KERNEL)?;
 ///
-/// // Nobody has asked for it.
+/// // Initially, nothing fails.
 /// assert!(!fail_example.is_enabled());
 /// assert!(!fail_example.should_fail(1));
 /// # Ok::<(), Error>(())
@@ -32,7 +33,8 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// `attr` is initialized. `dir` is its directory in debugfs, or an error pointer.
+/// * `attr` is initialized.
+/// * `dir` is the directory of `attr` in debugfs, or an error pointer.
 #[pin_data(PinnedDrop)]
 pub struct FaultAttr {
     #[pin]
@@ -40,23 +42,23 @@ pub struct FaultAttr {
     dir: *mut bindings::dentry,
 }
 
-// SAFETY: Neither the C struct nor the directory belongs to a thread.
+// SAFETY: Neither the C struct nor the directory is tied to a thread.
 unsafe impl Send for FaultAttr {}
 
-// SAFETY: The C struct is made to be used by many threads at once.
+// SAFETY: `should_fail()` may be called concurrently for the same C struct.
 unsafe impl Sync for FaultAttr {}
 
 impl FaultAttr {
-    /// Makes a directory with this name at the root of debugfs, to ask for failures.
+    /// Creates the attributes, and a directory for them with this name in the root of debugfs.
     ///
-    /// It is removed when the value is dropped. May sleep.
+    /// The directory is removed when the value is dropped. May sleep.
     pub fn new(name: &CStr) -> impl PinInit<Self> + use<'_> {
         pin_init!(&this in Self {
             // SAFETY: The pointer is valid.
             attr <- Opaque::ffi_init(|attr| unsafe { bindings::fault_attr_init(attr) }),
-            // INVARIANT: The attributes were initialized before.
-            // SAFETY: `name` is a C string and is copied. `this` is pinned, so that `attr` stays
-            // where it is until the directory is removed.
+            // INVARIANT: `attr` was initialized above.
+            // SAFETY: `name` is a valid C string, which is copied. `this` is pinned, so that `attr`
+            // stays in its place until the directory is removed.
             dir: unsafe {
                 bindings::fault_create_debugfs_attr(
                     name.as_char_ptr(),
@@ -67,20 +69,21 @@ impl FaultAttr {
         })
     }
 
-    /// Whether [`Self::should_fail()`] may say so.
+    /// Returns whether [`Self::should_fail()`] can return true because of the settings in debugfs.
     ///
-    /// Cheaper to ask than that, if there are many who might fail. Does not know of failures that a
-    /// task asks for by its `fail-nth`.
+    /// This is a cheap check to do once before [`Self::should_fail()`] is called for each of many
+    /// items. It does not take the `fail-nth` file of a task into account.
     #[inline]
     pub fn is_enabled(&self) -> bool {
-        // SAFETY: By the type invariants. User space may write to it at any time, which is as good
-        // as before or after.
+        // SAFETY: By the type invariants. A concurrent write by user space is harmless, as the field
+        // is a single word.
         unsafe { (&raw const (*self.attr.get()).probability).read_volatile() != 0 }
     }
 
-    /// Whether the caller is to act as if it had failed.
+    /// Returns whether the caller must simulate a failure.
     ///
-    /// `size` is how much of `space` this is worth. May be called in any context.
+    /// `size` is subtracted from the attribute `space`, and nothing fails before that is used up. May
+    /// be called in any context.
     #[inline]
     pub fn should_fail(&self, size: isize) -> bool {
         // SAFETY: By the type invariants.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Limits on how often something may happen, such as messages that somebody else can provoke.
+//! Rate limits, for example for messages that user space or a guest can provoke.
 //!
 //! C header: [`include/linux/ratelimit.h`](srctree/include/linux/ratelimit.h)
 
@@ -9,14 +9,14 @@ use crate::{
     types::Opaque, //
 };
 
-/// A limit on how often something may happen.
+/// A limit on how often something may happen, such as a message.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::ratelimit::RateLimit;
 ///
-/// // 2 times in 5 seconds.
+/// // At most 2 times in 5 seconds.
 /// let interval = kernel::time::msecs_to_jiffies(5000);
 /// let limit = KBox::pin_init(RateLimit::new(interval, 2), GFP_KERNEL)?;
 ///
@@ -28,28 +28,30 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// The struct is initialized.
+/// `inner` is initialized.
 #[pin_data]
 pub struct RateLimit {
     #[pin]
     inner: Opaque<bindings::ratelimit_state>,
 }
 
-// SAFETY: The C struct belongs to no thread.
+// SAFETY: The C struct is not tied to a thread.
 unsafe impl Send for RateLimit {}
 
-// SAFETY: The C struct has a lock for those who use it at the same time.
+// SAFETY: The C struct has a lock against concurrent use.
 unsafe impl Sync for RateLimit {}
 
 impl RateLimit {
-    /// Allows for `burst` times in any `interval` jiffies.
+    /// Creates a limit of `burst` times in `interval` jiffies.
+    ///
+    /// An `interval` of 0 means no limit. Values that do not fit are reduced to the
+    /// maximum.
     pub fn new(interval: crate::time::Jiffies, burst: u32) -> impl PinInit<Self> {
-        // More than what fits is no limit in practice.
         let interval = c_int::try_from(interval).unwrap_or(c_int::MAX);
         let burst = c_int::try_from(burst).unwrap_or(c_int::MAX);
 
         pin_init!(Self {
-            // INVARIANT: It is initialized here.
+            // INVARIANT: `inner` is initialized here.
             // SAFETY: The pointer is valid and pinned.
             inner <- Opaque::ffi_init(|state| unsafe {
                 bindings::ratelimit_state_init(state, interval, burst)
@@ -57,7 +59,7 @@ impl RateLimit {
         })
     }
 
-    /// Allows for as often as the kernel's own `*_ratelimited()` messages: 10 times in 5 seconds.
+    /// Creates the limit that C's `*_ratelimited()` messages have: 10 times in 5 seconds.
     pub fn default_for_messages() -> impl PinInit<Self> {
         Self::new(
             crate::time::msecs_to_jiffies(5000),
@@ -65,12 +67,12 @@ impl RateLimit {
         )
     }
 
-    /// Whether it may happen now. If so, it counts as having happened.
+    /// Returns whether the limit allows it now. If so, counts it.
     ///
-    /// Once in a while the kernel's log tells how often it was not allowed for, with `name`. May be
-    /// called in any context.
+    /// At the end of an interval, a message with `name` in the kernel's log says how often it was
+    /// not allowed. May be called in any context.
     pub fn allows(&self, name: &CStr) -> bool {
-        // SAFETY: By the type invariant, and `name` is a C string.
+        // SAFETY: By the type invariant, and `name` is a valid C string.
         unsafe { bindings::ratelimit(self.inner.get(), name.as_char_ptr()) }
     }
 }

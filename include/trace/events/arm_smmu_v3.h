@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Tracepoints of the command queue of Arm SMMUv3, for drivers/iommu/arm/arm-smmu-v3/smmu_hw.rs.
+ * Tracepoints of the command queue of Arm SMMUv3. They are used by
+ * drivers/iommu/arm/arm-smmu-v3/smmu_hw.rs.
  */
 
 #undef TRACE_SYSTEM
@@ -12,7 +13,11 @@
 #include <linux/device.h>
 #include <linux/tracepoint.h>
 
-/* A batch of commands was given to the SMMU */
+/*
+ * A batch of commands was made visible to the SMMU, by a write of PROD. @index is
+ * the slot of the first one. @cmds does not count the CMD_SYNC, which is the last
+ * command of the batch if @sync is true.
+ */
 TRACE_EVENT(arm_smmu_cmdq_batch,
 	TP_PROTO(struct device *dev, u32 index, u32 cmds, bool sync),
 	TP_ARGS(dev, index, cmds, sync),
@@ -32,7 +37,13 @@ TRACE_EVENT(arm_smmu_cmdq_batch,
 		  __entry->index, __entry->cmds, __entry->sync)
 );
 
-/* The SMMU stopped at an error, which was handled. After an abort, cmd is 0. */
+/*
+ * The SMMU raised an error of the command queue, and it was serviced. @cons is the
+ * register at that time, which has the error code and the index. @word0 and @word1
+ * are the command there, or 0 if it could not be fetched. @inline_ is true if a CPU
+ * that was waiting for the queue serviced the error, and false if the interrupt
+ * handler did.
+ */
 TRACE_EVENT(arm_smmu_cmdq_error,
 	TP_PROTO(struct device *dev, u32 cons, u64 word0, u64 word1,
 		 u32 action, bool inline_),
@@ -64,7 +75,10 @@ TRACE_EVENT(arm_smmu_cmdq_error,
 		  __entry->inline_ ? "poller" : "interrupt")
 );
 
-/* A CMD_ATC_INV was issued again on its own; error is 0 if it is complete */
+/*
+ * An ATC invalidation was issued again, alone, because an earlier CMD_SYNC had
+ * reported a time-out. @error is 0 if it completed, else the CERROR code.
+ */
 TRACE_EVENT(arm_smmu_cmdq_replay,
 	TP_PROTO(struct device *dev, u64 word0, u64 word1, u32 error),
 	TP_ARGS(dev, word0, word1, error),
