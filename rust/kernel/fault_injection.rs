@@ -13,10 +13,10 @@ use crate::{
 
 /// A kind of failure that can be injected, with its directory in debugfs.
 ///
-/// The directory has the usual files of the kernel's fault injection, such as `probability`, `times`
-/// and `space`. Initially, nothing fails. The files in the directory change that. If the directory
-/// cannot be created, or without `CONFIG_FAULT_INJECTION_DEBUG_FS`, the only way to inject the
-/// failure is the `fail-nth` file of a task.
+/// The directory has the usual files of the kernel's fault injection, such as `probability`,
+/// `times` and `space`. Initially, nothing fails. The files in the directory change that. If the
+/// directory cannot be created, or without `CONFIG_FAULT_INJECTION_DEBUG_FS`, the only way to inject
+/// the failure is the `fail-nth` file of a task.
 ///
 /// # Examples
 ///
@@ -75,15 +75,15 @@ impl FaultAttr {
     /// items. It does not take the `fail-nth` file of a task into account.
     #[inline]
     pub fn is_enabled(&self) -> bool {
-        // SAFETY: By the type invariants. A concurrent write by user space is harmless, as the field
-        // is a single word.
+        // SAFETY: By the type invariants. A concurrent write by user space is harmless, as the
+        // field is a single word.
         unsafe { (&raw const (*self.attr.get()).probability).read_volatile() != 0 }
     }
 
     /// Returns whether the caller must simulate a failure.
     ///
-    /// `size` is subtracted from the attribute `space`, and nothing fails before that is used up. May
-    /// be called in any context.
+    /// `size` is subtracted from the attribute `space`, and nothing fails before that is used up.
+    /// May be called in any context.
     #[inline]
     pub fn should_fail(&self, size: isize) -> bool {
         // SAFETY: By the type invariants.

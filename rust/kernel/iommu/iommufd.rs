@@ -117,10 +117,11 @@ impl<'a, R: Request> UserArray<'a, R> {
         self.len == 0
     }
 
-    /// Returns whether all requests have been read.
+    /// Returns the number of requests that have not been read.
     #[inline]
-    pub fn is_read(&self) -> bool {
-        self.read == self.len
+    pub fn remaining(&self) -> usize {
+        // CAST: From a smaller type.
+        (self.len - self.read) as usize
     }
 
     /// Reads the next requests from user memory: as many as are left and fit into `block`.
@@ -139,8 +140,7 @@ impl<'a, R: Request> UserArray<'a, R> {
         &mut self,
         block: &'b mut [MaybeUninit<R::Entry>],
     ) -> Result<&'b mut [R::Entry]> {
-        let left = (self.len - self.read) as usize;
-        let wanted = block.len().min(left);
+        let wanted = block.len().min(self.remaining());
         let block = &mut block[..wanted];
 
         // If the copy of the whole block fails, copy each request to find the one that caused it.
@@ -151,7 +151,7 @@ impl<'a, R: Request> UserArray<'a, R> {
             self.read_some(block)?
         };
 
-        // INVARIANT: `count <= left`, hence `read <= len`. CAST: `left` came from a `u32`.
+        // INVARIANT: `count <= remaining()`, hence `read <= len`. CAST: So it fits into a `u32`.
         self.read += count as u32;
 
         let block = core::ptr::from_mut(&mut block[..count]) as *mut [R::Entry];
@@ -192,8 +192,8 @@ impl<'a, R: Request> UserArray<'a, R> {
         let tail = self.raw.entry_len - size;
 
         if tail != 0 {
-            // SAFETY: `check_zeroed_user()` checks that the range belongs to user space, and handles
-            // faults.
+            // SAFETY: `check_zeroed_user()` checks that the range belongs to user space, and
+            // handles faults.
             let ret = unsafe {
                 bindings::check_zeroed_user(ptr.wrapping_byte_add(size).as_const_ptr(), tail)
             };
@@ -219,8 +219,8 @@ impl<'a, R: Request> UserArray<'a, R> {
 
     /// Reports that the next `count` requests are complete: the hardware has finished them.
     ///
-    /// Fails with [`EOVERFLOW`] and reports none of them if this is more than the requests that have
-    /// been read and not been reported yet.
+    /// Fails with [`EOVERFLOW`] and reports none of them if there are fewer requests that have been
+    /// read and not been reported yet.
     #[inline]
     pub fn complete(&mut self, count: usize) -> Result {
         let unreported = self.read - self.raw.entry_num;
@@ -421,8 +421,8 @@ impl<D> Viommu<D> {
         let result = if dev.is_null() {
             None
         } else {
-            // SAFETY: While the lock is held, the device is valid and behind its IOMMU: a vDEVICE is
-            // removed from the list before it releases its device. By the type invariant, the
+            // SAFETY: While the lock is held, the device is valid and behind its IOMMU: a vDEVICE
+            // is removed from the list before it releases its device. By the type invariant, the
             // private data is a valid `D`.
             Some(f(unsafe { &*bindings::dev_iommu_priv_get(dev).cast() }))
         };

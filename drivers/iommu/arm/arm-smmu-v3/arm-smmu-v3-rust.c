@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the command queue in Rust needs in C: its tracepoints, and the work that
- * acknowledges an error later.
+ * What the command queue in Rust needs in C: its tracepoints, a work that
+ * acknowledges an error later, and one that blocks ATS.
  */
 
 #include <linux/device.h>
@@ -45,9 +45,33 @@ static void arm_smmu_rust_cmdq_retry(struct work_struct *work)
 					      struct arm_smmu_cmdq, rust_retry));
 }
 
-static void arm_smmu_rust_cmdq_disable_retry(void *cmdq)
+static void arm_smmu_rust_cmdq_block_ats_work(struct work_struct *work)
 {
-	disable_delayed_work_sync(&((struct arm_smmu_cmdq *)cmdq)->rust_retry);
+	struct arm_smmu_cmdq *cmdq = container_of(work, struct arm_smmu_cmdq,
+						  rust_block_ats);
+	u32 sid;
+
+	while (arm_smmu_rust_cmdq_next_to_block(cmdq, &sid))
+		arm_smmu_block_ats(cmdq->smmu, sid);
+}
+
+/**
+ * arm_smmu_rust_cmdq_block_ats() - have ATS of devices blocked
+ * @cmdq: the queue that knows which have not answered
+ *
+ * Context: Any but an NMI.
+ */
+void arm_smmu_rust_cmdq_block_ats(struct arm_smmu_cmdq *cmdq)
+{
+	schedule_work(&cmdq->rust_block_ats);
+}
+
+static void arm_smmu_rust_cmdq_disable_works(void *data)
+{
+	struct arm_smmu_cmdq *cmdq = data;
+
+	disable_delayed_work_sync(&cmdq->rust_retry);
+	disable_work_sync(&cmdq->rust_block_ats);
 }
 
 /**
@@ -62,13 +86,15 @@ int arm_smmu_rust_cmdq_init(struct arm_smmu_device *smmu,
 {
 	int ret;
 
+	cmdq->smmu = smmu;
 	INIT_DELAYED_WORK(&cmdq->rust_retry, arm_smmu_rust_cmdq_retry);
+	INIT_WORK(&cmdq->rust_block_ats, arm_smmu_rust_cmdq_block_ats_work);
 	ret = arm_smmu_rust_cmdq_alloc(smmu, cmdq);
 	if (ret)
 		return ret;
 
 	return devm_add_action_or_reset(smmu->dev,
-					arm_smmu_rust_cmdq_disable_retry, cmdq);
+					arm_smmu_rust_cmdq_disable_works, cmdq);
 }
 
 /**
@@ -91,5 +117,5 @@ void arm_smmu_rust_cmdq_forget(struct arm_smmu_master *master)
  */
 bool arm_smmu_rust_ats_is_enabled(const struct arm_smmu_master *master)
 {
-	return data_race(master->ats_enabled);
+	return data_race((bool)master->ats_enabled);
 }

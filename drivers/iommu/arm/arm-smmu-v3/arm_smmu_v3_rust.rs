@@ -69,7 +69,7 @@ use error_log::Handled;
 use ffi::{
     cmdq_from_interrupt,
     cmdq_from_raw,
-    Published, //
+    CmdqPointer, //
 };
 use smmu_hw::SmmuHw;
 
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_alloc(
         let dev = unsafe { dev.as_bound() };
 
         // SAFETY: By the safety requirements.
-        devres::register(dev, unsafe { Published::new(&queue, cmdq) }, GFP_KERNEL)?;
+        devres::register(dev, unsafe { CmdqPointer::new(&queue, cmdq) }, GFP_KERNEL)?;
         // An SMMU may have others than its own.
         // SAFETY: Only makes a pointer.
         if cmdq == unsafe { &raw mut (*smmu).cmdq } {
@@ -202,6 +202,27 @@ pub unsafe extern "C" fn arm_smmu_rust_gerror_ack(cmdq: *mut bindings::arm_smmu_
 pub unsafe extern "C" fn arm_smmu_rust_cmdq_reset(cmdq: *mut bindings::arm_smmu_cmdq) -> u32 {
     // SAFETY: By the safety requirements.
     unsafe { cmdq_from_raw(cmdq) }.reset()
+}
+
+/// Takes a stream off those whose ATS is to be blocked, and writes its ID to `sid`. Returns false if
+/// there is none.
+///
+/// # Safety
+///
+/// As for [`arm_smmu_rust_cmdq_issue()`], and `sid` must be valid for a write.
+#[export]
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_next_to_block(
+    cmdq: *mut bindings::arm_smmu_cmdq,
+    sid: *mut u32,
+) -> bool {
+    // SAFETY: By the safety requirements.
+    let next = unsafe { cmdq_from_raw(cmdq) }.next_to_block();
+
+    if let Some(next) = next {
+        // SAFETY: By the safety requirements.
+        unsafe { sid.write(next) };
+    }
+    next.is_some()
 }
 
 /// Forgets that the device of a stream has not answered `CMD_ATC_INV`s, as it was attached or reset.

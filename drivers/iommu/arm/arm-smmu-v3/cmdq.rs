@@ -34,11 +34,7 @@ use kernel::{
             Write, //
         }, //
     },
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
-    }, //
+    time::Delta, //
 };
 
 use super::{
@@ -447,8 +443,12 @@ impl<H: Hw> Cmdq<H> {
         let now = self.hw.now();
         match failed {
             Some(Cerror::AtcInvSync) => {
-                let backoff = self.streams.timed_out(sid, now);
-                self.hw.trace_backoff(sid, backoff, sender == Sender::Guest);
+                let is_guest = sender == Sender::Guest;
+                let backoff = self.streams.timed_out(sid, now, is_guest);
+                self.hw.trace_backoff(sid, backoff, is_guest);
+                if !is_guest {
+                    self.hw.block_ats();
+                }
             }
             None if self.streams.any() => self.streams.answered(sid, now),
             _ => (),
@@ -700,7 +700,7 @@ impl<H: Hw> Cmdq<H> {
             if let Some(found) = look() {
                 return Ok(found);
             }
-            if now < next_check {
+            if (now - next_check).is_negative() {
                 continue;
             }
 
@@ -782,6 +782,12 @@ impl<H: Hw> Cmdq<H> {
             self.hw.trace_error(report);
         }
         handled
+    }
+
+    /// Returns a stream whose ATS is to be blocked, as the host's `CMD_ATC_INV`s for it have timed
+    /// out: each once for a time-out.
+    pub(crate) fn next_to_block(&self) -> Option<u32> {
+        self.streams.next_to_block()
     }
 
     /// Forgets that the device of a stream has not answered. It was attached or reset.

@@ -72,24 +72,24 @@ pub(crate) const MAX_PAUSE: Delta = Delta::from_millis(1);
 
 /// The record of a slot: what has happened there since it was reserved.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Record(u8);
+struct Record(i8);
 
 impl Record {
     const NONE: Self = Self(0);
     /// The command was replaced, as it is illegal.
-    const ILL: u8 = 1 << 0;
+    const ILL: i8 = 1 << 0;
     /// The command was replaced, as it could not be fetched twice.
-    const ABT: u8 = 1 << 1;
+    const ABT: i8 = 1 << 1;
     /// The command was fetched again for another reason.
-    const RETRIED: u8 = 1 << 2;
+    const RETRIED: i8 = 1 << 2;
     /// The `CMD_SYNC` here found that a `CMD_ATC_INV` was not answered.
-    const ATC_INV_SYNC: u8 = 1 << 3;
+    const ATC_INV_SYNC: i8 = 1 << 3;
 
-    fn has(self, bits: u8) -> bool {
+    fn has(self, bits: i8) -> bool {
         self.0 & bits != 0
     }
 
-    fn with(self, bits: u8) -> Self {
+    fn with(self, bits: i8) -> Self {
         Self(self.0 | bits)
     }
 }
@@ -137,7 +137,7 @@ struct Stop {
 #[pin_data]
 pub(crate) struct ErrorLog {
     /// Written with `stop` locked.
-    records: KVVec<Atomic<u8>>,
+    records: KVVec<Atomic<i8>>,
     /// How many records are not empty, so that there is one place to look at when all is well.
     count: Atomic<u32>,
     /// A bit for each slot of a guest that is being waited for.
@@ -272,7 +272,7 @@ impl ErrorLog {
         // A record of the slot shows that this is not the first error of the command there.
         let since = match &*stop {
             Some(stop) if stop.index == index && was != Record::NONE => {
-                if now < stop.not_before {
+                if (now - stop.not_before).is_negative() {
                     return Handled::Later;
                 }
                 stop.since

@@ -186,15 +186,15 @@ impl Vsmmu {
 struct Master(Opaque<bindings::arm_smmu_master>);
 
 /// A command queue that a C struct points to, for as long as this value exists.
-pub(crate) struct Published {
+pub(crate) struct CmdqPointer {
     queue: *mut bindings::arm_smmu_cmdq,
     _owner: Arc<Cmdq<SmmuHw>>,
 }
 
 // SAFETY: The C struct belongs to no thread, and the queue may be sent to another.
-unsafe impl Send for Published {}
+unsafe impl Send for CmdqPointer {}
 
-impl Published {
+impl CmdqPointer {
     /// Makes the C struct point to the queue.
     ///
     /// # Safety
@@ -205,7 +205,7 @@ impl Published {
         cmdq: *mut bindings::arm_smmu_cmdq,
     ) -> Self {
         // SAFETY: By the safety requirements.
-        unsafe { published(cmdq) }.store(Arc::as_ptr(queue).cast_mut().cast(), Release);
+        unsafe { cmdq_pointer(cmdq) }.store(Arc::as_ptr(queue).cast_mut().cast(), Release);
         Self {
             queue: cmdq,
             _owner: queue.clone(),
@@ -213,10 +213,10 @@ impl Published {
     }
 }
 
-impl Drop for Published {
+impl Drop for CmdqPointer {
     fn drop(&mut self) {
         // SAFETY: By the safety requirements of `new()`.
-        unsafe { published(self.queue) }.store(ptr::null_mut(), Relaxed);
+        unsafe { cmdq_pointer(self.queue) }.store(ptr::null_mut(), Relaxed);
         // Interrupt handlers may still be at it.
         rcu::synchronize_rcu();
     }
@@ -243,7 +243,7 @@ unsafe fn published<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut
 pub(crate) unsafe fn cmdq_from_raw<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Cmdq<SmmuHw> {
     // SAFETY: By the safety requirements the pointer is to a queue, and the queue lives as long as
     // the SMMU is bound to its driver.
-    unsafe { &*published(cmdq).load(Relaxed).cast() }
+    unsafe { &*cmdq_pointer(cmdq).load(Relaxed).cast() }
 }
 
 /// Finds the command queue that a C struct stands for, unless it is gone.
@@ -258,7 +258,7 @@ pub(crate) unsafe fn cmdq_from_interrupt<'a>(
     // SAFETY: By the safety requirements. A queue that is found is not freed before the end of the
     // RCU read-side critical section.
     unsafe {
-        published(cmdq)
+        cmdq_pointer(cmdq)
             .load(Acquire)
             .cast::<Cmdq<SmmuHw>>()
             .as_ref()

@@ -64,7 +64,7 @@ pub(crate) struct Illegal;
 /// # Invariants
 ///
 /// * Each of them is what [`Features::sanitise()`] makes of a guest's command, but for those that
-///   were spoilt on purpose.
+///   were made illegal on purpose.
 /// * `has_atc_inv` is set if there is a `CMD_ATC_INV` among them.
 /// * `skipped` has the requests that there is no command for.
 pub(crate) struct Batch<'a> {
@@ -150,7 +150,7 @@ impl Batch<'_> {
     /// Makes those commands illegal that `is_chosen` chooses, asked for one after another.
     #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
     #[cold]
-    pub(crate) fn spoil(&mut self, is_chosen: impl Fn() -> bool) {
+    pub(crate) fn make_illegal(&mut self, is_chosen: impl Fn() -> bool) {
         for cmd in self.cmds.iter_mut() {
             if is_chosen() {
                 // INVARIANT: On purpose.
@@ -183,7 +183,7 @@ impl Features {
         let mut len = 0;
 
         for cmd in block.iter_mut() {
-            let sane = match self.sanitise_plain(*cmd, vmid) {
+            let sane = match self.sanitise_tlbi(*cmd, vmid) {
                 Some(sane) => sane,
                 None => match self.sanitise(*cmd, vmid, &find_stream) {
                     Ok(Some(sane)) => {
@@ -277,12 +277,12 @@ impl Features {
     /// A short way to what [`Self::sanitise()`] does, for the commands that come by the thousands.
     /// Returns [`None`] for others, and for illegal ones.
     #[inline]
-    fn sanitise_plain(&self, cmd: Cmd, vmid: u16) -> Option<Cmd> {
+    fn sanitise_tlbi(&self, cmd: Cmd, vmid: u16) -> Option<Cmd> {
         let [word0, word1] = cmd.words();
 
         // CAST: `usize` has 64 bits here. The index of a smaller opcode wraps around.
         let index = (word0 & Tlbi0::OPCODE_MASK).wrapping_sub(Opcode::TlbiNhAll as u64) as usize;
-        let Plain { bits, range } = PLAIN.get(index)?;
+        let TlbiBits { bits, range } = TLBI_BITS.get(index)?;
 
         let word0 = Tlbi0::from_raw(word0);
         let more = [word0.into_raw() & !bits[0], word1 & !bits[1]];
@@ -404,8 +404,8 @@ const RANGE: [u64; 2] = [
     Tlbi1::TG_MASK | Tlbi1::TTL_MASK,
 ];
 
-/// What [`Features::sanitise_plain()`] knows of an opcode.
-struct Plain {
+/// What [`Features::sanitise_tlbi()`] knows of an opcode.
+struct TlbiBits {
     /// The bits that are legal on each SMMU whatever else is set, in both words.
     bits: [u64; 2],
     /// Those that are on each one that knows ranges, if they make sense together.
@@ -413,28 +413,28 @@ struct Plain {
 }
 
 /// For the opcodes from that of `CMD_TLBI_NH_ALL` on.
-static PLAIN: [Plain; 4] = {
+static TLBI_BITS: [TlbiBits; 4] = {
     // Each SMMU has 8 bits for it at least.
     const ASID: u64 = 0xff << Tlbi0::ASID_SHIFT;
 
     [
         // CMD_TLBI_NH_ALL
-        Plain {
+        TlbiBits {
             bits: [TLBI, 0],
             range: [0, 0],
         },
         // CMD_TLBI_NH_ASID
-        Plain {
+        TlbiBits {
             bits: [TLBI | ASID, 0],
             range: [0, 0],
         },
         // CMD_TLBI_NH_VA
-        Plain {
+        TlbiBits {
             bits: [TLBI | ASID, ADDRESS],
             range: RANGE,
         },
         // CMD_TLBI_NH_VAA
-        Plain {
+        TlbiBits {
             bits: [TLBI, ADDRESS],
             range: RANGE,
         },

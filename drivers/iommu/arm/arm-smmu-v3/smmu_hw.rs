@@ -3,17 +3,17 @@
 //! A command queue of a physical SMMU: [`Hw`] on the registers, the memory and the messages of the C
 //! driver.
 
-use core::{
-    arch::asm,
-    slice, //
-};
+use core::slice;
 
 use kernel::{
     bindings,
     declare_trace,
     device::Device,
     prelude::*,
-    processor::cpu_relax,
+    processor::{
+        cpu_relax,
+        wfe, //
+    },
     ratelimit::RateLimit,
     sync::aref::ARef,
     time::{
@@ -90,7 +90,7 @@ const MAX_REGISTER_DELAY: Delta = Delta::from_millis(5);
 /// # Invariants
 ///
 /// * `entries` is valid for `len` entries, which are accessed as [`Entry`] or by the SMMU only.
-/// * The registers are mapped.
+/// * The registers are mapped, and `cmdq` is valid.
 /// * All of this is so for as long as the value exists.
 #[pin_data]
 pub(crate) struct SmmuHw {
@@ -100,6 +100,7 @@ pub(crate) struct SmmuHw {
     cons_reg: *const c_void,
     gerror_reg: *const c_void,
     gerrorn_reg: *mut c_void,
+    cmdq: *mut bindings::arm_smmu_cmdq,
     /// How the SMMU signals the completion of the `CMD_SYNC` in the first slot. If it does so by
     /// writing to a slot, each has its own address.
     signal: SyncSignal,
@@ -170,6 +171,7 @@ impl SmmuHw {
             cons_reg: q.cons_reg.cast(),
             gerror_reg: gerror_reg.cast(),
             gerrorn_reg: gerrorn_reg.cast(),
+            cmdq: cmdq.cast_mut(),
             signal,
             dev: dev.into(),
             raw_dev,
@@ -264,8 +266,7 @@ impl Hw for SmmuHw {
         if for_sync && self.signal == SyncSignal::Sev {
             // Ends with the completion of a CMD_SYNC, or with the event stream after 100
             // microseconds.
-            // SAFETY: Only waits.
-            unsafe { asm!("wfe", options(nostack, preserves_flags)) };
+            wfe();
             return;
         }
         if looks < LOOKS {
@@ -347,6 +348,12 @@ impl Hw for SmmuHw {
             action,
             report.stopped_for.as_millis(),
         );
+    }
+
+    #[cold]
+    fn block_ats(&self) {
+        // SAFETY: By the type invariants, the queue is valid.
+        unsafe { bindings::arm_smmu_rust_cmdq_block_ats(self.cmdq) };
     }
 
     #[cold]

@@ -422,7 +422,7 @@ impl SoftSmmu {
         };
         let state = &mut *state;
 
-        if state.heal_at.is_some_and(|at| self.now() >= at) {
+        if state.heal_at.is_some_and(|at| !(self.now() - at).is_negative()) {
             state.heal();
         }
         if state.random.one_in(2) {
@@ -713,7 +713,7 @@ impl SoftSmmu {
             TLBI_NH_VA | CFGI_CD | ATC_INV | RESERVED => {
                 // CAST: Four bits.
                 state.aborts = ABORTS[(word1 >> 60) as usize % ABORTS.len()];
-                if state.heal_at.is_some_and(|at| self.now() >= at) {
+                if state.heal_at.is_some_and(|at| !(self.now() - at).is_negative()) {
                     state.aborts = 0;
                 }
                 if word0 >> 32 == u64::from(SID_SLOW) {

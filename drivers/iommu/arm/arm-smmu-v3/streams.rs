@@ -14,7 +14,8 @@
 //! `CMD_ATC_INV` for that stream. Until the SMMU has decided, such a command would only add to what
 //! stops the queue, so that it is not issued either.
 //!
-//! `CMD_ATC_INV`s of the host are always issued.
+//! `CMD_ATC_INV`s of the host are always issued. One that is not answered means that the device may
+//! still use translations of memory that is no longer its own. So the driver blocks its ATS then.
 
 use kernel::{
     prelude::*,
@@ -69,6 +70,8 @@ struct Stream {
     pending: Option<u64>,
     /// That `CMD_SYNC` has failed, which the guest has not been told yet.
     is_untold: bool,
+    /// The time-out was one of the host's, and ATS is yet to be blocked.
+    is_to_block: bool,
 }
 
 /// The streams of an SMMU that have had a time-out.
@@ -119,6 +122,7 @@ impl Streams {
                 refused_until: now,
                 pending: None,
                 is_untold: false,
+                is_to_block: false,
             });
 
         let (stream, result) = f(stream);
@@ -136,7 +140,7 @@ impl Streams {
         let mut soonest = 0;
         for (index, stream) in streams.iter().enumerate() {
             if let (Some(stream), Some(other)) = (stream, streams[soonest]) {
-                if stream.refused_until < other.refused_until {
+                if (stream.refused_until - other.refused_until).is_negative() {
                     soonest = index;
                 }
             }
@@ -164,7 +168,7 @@ impl Streams {
                 // Answered late, but answered.
                 stream.pending = None;
             }
-            if now < stream.refused_until {
+            if (now - stream.refused_until).is_negative() {
                 return (Some(stream), Verdict::Refuse);
             }
             // One that has had confirmed time-outs is kept: the next one counts as another.
@@ -182,13 +186,28 @@ impl Streams {
         }
     }
 
-    /// Says that a time-out of a stream was confirmed. Returns for how long it is refused now.
+    /// Says that a time-out of a stream was confirmed, by the host or by a guest. Returns for how
+    /// long it is refused now.
     #[cold]
-    pub(crate) fn timed_out(&self, sid: u32, now: Instant<Monotonic>) -> Delta {
+    pub(crate) fn timed_out(&self, sid: u32, now: Instant<Monotonic>, is_guest: bool) -> Delta {
         self.update(sid, now, |mut stream| {
+            stream.is_to_block |= !is_guest;
             let backoff = stream.back_off(now);
             (Some(stream), backoff)
         })
+    }
+
+    /// Returns a stream whose ATS is to be blocked, each once for a time-out.
+    #[cold]
+    pub(crate) fn next_to_block(&self) -> Option<u32> {
+        let mut streams = self.streams.lock();
+        let stream = streams
+            .iter_mut()
+            .flatten()
+            .find(|stream| stream.is_to_block)?;
+
+        stream.is_to_block = false;
+        Some(stream.sid)
     }
 
     /// Says that the device of a stream has answered in time.

@@ -599,7 +599,7 @@ mod sanitiser {
                 let looked_up = Cell::new(false);
                 let _ = sanitise_with(&features, command, |_| {
                     looked_up.set(true);
-                    Some(HOST_SID)
+                    Some(STREAM)
                 });
                 assert!(!looked_up.get());
             }

@@ -5,10 +5,7 @@
 use kernel::prelude::*;
 
 use super::{
-    hw::{
-        Action::*,
-        Hw, //
-    },
+    hw::Action::*,
     soft_smmu::{
         Fate::*,
         Random,

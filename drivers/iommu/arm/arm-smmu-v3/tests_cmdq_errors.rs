@@ -231,7 +231,7 @@ mod host {
             }
             // The second command of the same device is not worth another time-out.
             let log = bench.smmu().take_log();
-            ensure!(log.iter().filter(|error| error.cerror == Some(ATC)).count() <= 3);
+            ensure!(log.iter().filter(|error| error.cerror == Some(ATC)).count() == 2);
             bench.can_be_used()
         })?);
         Ok(())

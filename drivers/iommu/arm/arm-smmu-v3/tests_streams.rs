@@ -132,6 +132,25 @@ mod streams {
         Ok(())
     }
 
+    /// The ATS of a device that has not answered the host is blocked, once for each time-out. Other
+    /// devices, and those that have not answered a guest, are left alone.
+    #[test]
+    fn block_ats() -> Result {
+        assert!(each(|bench| {
+            ensure!(issue(bench, &[Unanswered]) == (fails(0, ATC), 2));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            for _ in 0..2 {
+                let fates = [AnsweredAgain, Unanswered, Answered];
+                ensure!(bench.0.issue_host(&fates, true) == fails(1, ATC));
+                ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+                ensure!(bench.0.queue.next_to_block().is_none());
+            }
+            let _ = bench.smmu().take_log();
+            bench.is_clean()
+        })?);
+        Ok(())
+    }
+
     /// The SMMU waits longer for the device than the submitter for the SMMU: the error is told at
     /// the next call, and meanwhile nothing is added to what stops the queue.
     #[test]
@@ -175,7 +194,7 @@ mod streams {
         let now = Instant::now();
 
         for sid in 0..100 {
-            streams.timed_out(sid, now);
+            streams.timed_out(sid, now, true);
             assert_eq!(streams.judge(sid, now, |_| true), Verdict::Refuse);
         }
         for sid in 0..100 {

@@ -75,7 +75,7 @@ impl CacheInvalidate for Vsmmu {
 
         #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
         if let Some(attr) = cmdq.hw.fail_guest_cmd() {
-            batch.spoil(|| attr.should_fail(1));
+            batch.make_illegal(|| attr.should_fail(1));
         }
 
         // The commands before an illegal one take effect first, as they do on a real SMMU.

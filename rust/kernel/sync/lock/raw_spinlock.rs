@@ -18,9 +18,9 @@ use crate::{
 
 /// A spinlock that never sleeps.
 ///
-/// Exposes the kernel's [`raw_spinlock_t`]. It differs from [`SpinLock`] on real-time kernels, where
-/// that one sleeps. The interrupt state is not changed, so this lock cannot protect data that an
-/// interrupt handler uses as well: that is what [`RawSpinLockIrq`] is for.
+/// Exposes the kernel's [`raw_spinlock_t`]. It differs from [`SpinLock`] on real-time kernels only,
+/// where that one sleeps. The interrupt state is not changed. Data that an interrupt handler uses as
+/// well needs a [`RawSpinLockIrq`].
 ///
 /// [`raw_spinlock_t`]: srctree/include/linux/spinlock_types_raw.h
 /// [`SpinLock`]: crate::sync::SpinLock
@@ -266,7 +266,7 @@ mod tests {
         unsafe { bindings::irqs_disabled() }
     }
 
-    /// Interrupts are disabled from the first guard to the last, in whatever order they are dropped.
+    /// Interrupts are disabled from the first guard to the last, in any order of dropping them.
     #[test]
     fn lock_disables_interrupts() {
         stack_pin_init!(let first = new_raw_spinlock_irq!(1));

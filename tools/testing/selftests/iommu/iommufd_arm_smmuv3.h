@@ -1204,7 +1204,7 @@ static inline bool cmdq_stats_read(const struct faults *faults,
 				   struct cmdq_stats *stats)
 {
 	static const char * const unexpected[] = {
-		"abt", "atc_inv_sync", "other_errors", "given_up", "replays",
+		"abt", "atc_inv_sync", "other_errors", "replays", "refused",
 		"timeouts",
 	};
 	unsigned int found = 0, i;
