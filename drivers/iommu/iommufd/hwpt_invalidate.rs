@@ -13,7 +13,6 @@ use kernel::{
     page::PAGE_SIZE,
     pr_warn_once,
     prelude::*,
-    task::cond_resched,
     uaccess::UserPtr, //
 };
 
@@ -148,6 +147,5 @@ fn invalidate(ucmd: &Ucmd<'_>, args: &Args, output: &mut Output) -> Result {
         if kernel::current!().fatal_signal_pending() {
             return Err(EINTR);
         }
-        cond_resched();
     }
 }
