@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 c-objects cmdq lint clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 c-objects series series-check series-check-full lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,7 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest, faults, vmm, bench: which of their groups, checks, programs, rows or phases
+# ONLY : for test, lint, kselftest, faults, vmm, bench, series-check-full: which of their groups, checks, programs, rows, phases or patches
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
 # UPDATE : for bench-check: 1 to write what is expected from now on
 # CMD : for shell: the command
@@ -35,6 +35,9 @@ run: tree ## builds everything and shows the demo's table on an emulated machine
 
 trees: tree
 	@scripts/tree.sh pristine none
+	@scripts/tree.sh am none
+	@scripts/tree.sh at-prepare smmuv3-prepare-cmdq.patch
+	@scripts/tree.sh at-cmdq smmuv3-cmdq.patch
 
 test: trees ## all tests; ends with "N passed, N failed"
 	@scripts/enter scripts/test.sh $(ONLY)
@@ -85,8 +88,18 @@ x86_64: tree ## compile test of the ioctl handler on another architecture
 c-objects: trees ## shows that with the options off the objects are those of the pristine kernel
 	@scripts/enter scripts/c-objects.sh
 
-cmdq: tree ## compile test of the command queue without what is for guests
-	@scripts/enter scripts/test.sh cmdq
+series: tree ## writes the series as mails to build/series, in the name of git's user.name
+	@GIT_AUTHOR_NAME="$${GIT_AUTHOR_NAME-$$(git config user.name)}" \
+	GIT_AUTHOR_EMAIL="$${GIT_AUTHOR_EMAIL-$$(git config user.email)}" \
+	scripts/enter sh -c 'scripts/series.py "$$(cat build/linux.base)" build/series'
+
+series-check: trees ## checks the series: applies, gives the same tree, builds at three points, checkpatch
+	@scripts/enter scripts/test.sh series
+	@scripts/enter scripts/lint.sh checkpatch
+
+series-check-full: trees ## the same after each patch, with W=1 and clippy; takes hours
+	@scripts/tree.sh at none
+	@scripts/enter scripts/series-check.sh full $(ONLY)
 
 lint: tree ## all checks of the sources; ends with "N passed, N failed"
 	@scripts/enter scripts/lint.sh $(ONLY)

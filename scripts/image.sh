@@ -8,6 +8,8 @@
 #	lint	as rust, for make arguments that make other objects than the product's
 #	x86_64	compiles drivers/iommu/iommufd/ only
 #	c-TREE	compiles the C code of drivers/iommu/ in build/TREE
+#	on-TREE	arm64, drivers/iommu/ in build/TREE with the Rust options that it has
+#	off-TREE	the same with none of them
 #	cmdq	compiles drivers/iommu/ with the command queue in Rust and nothing else
 #
 # With make arguments, runs these instead of building the usual targets, and
@@ -28,6 +30,18 @@ rust | c) ;;
 lint) fragments[1]=$REPO/scripts/rust.config ;;
 modular) targets=(Image modules) ;;
 cmdq) targets=(drivers/iommu/) ;;
+on-* | off-*)
+	tree=/build/${variant#*-} targets=(rust/ drivers/iommu/)
+	mkdir -p "$out"
+	fragments[1]=$out.config
+	{
+		echo CONFIG_WERROR=y
+		if [[ $variant == on-* && -e $tree/drivers/iommu/Kconfig.rust ]]; then
+			echo CONFIG_RUST_KUNIT_TESTS=y
+			sed -n 's/^config \(.*\)/CONFIG_\1=y/p' "$tree/drivers/iommu/Kconfig.rust"
+		fi
+	} >"$out.config"
+	;;
 c-*) tree=/build/${variant#c-} fragments[1]=$REPO/scripts/c-only.config targets=(drivers/iommu/) ;;
 x86_64) arch=x86_64 fragments=("$REPO/scripts/x86_64.config") targets=(drivers/iommu/iommufd/) ;;
 *) die "there is no VARIANT=$variant; use rust or c (or modular, x86_64)" ;;

@@ -60,31 +60,26 @@ check_series() {
 	return $wrong
 }
 
-# Not asked for: FILE_PATH_CHANGES, as MAINTAINERS is one patch for the whole
-# series, and UNKNOWN_COMMIT_ID, as the kernel source comes without its history.
-# In two patches: EMBEDDED_FILENAME, as the file that is sourced is called like the
-# one that does so, and BIT_MACRO, of a number that is only moved. In self-tests, which are user space: BIT_MACRO, which they do not
-# have, and MACRO_ARG_REUSE, as their harness' macros are all like that. And in
-# tracepoints, how lines are broken: no macro call of theirs passes.
+# What is sent. Not asked for: FILE_PATH_CHANGES, as MAINTAINERS is one patch for the
+# whole series, and UNKNOWN_COMMIT_ID, as the kernel source comes without its history.
+# In single patches: EMBEDDED_FILENAME, as the file that is sourced is called like the
+# one that does so; BIT_MACRO, of a number that is only moved; how lines are broken in
+# tracepoints, as no macro call of theirs passes. And in self-tests, which are user
+# space: BIT_MACRO, which they do not have, and MACRO_ARG_REUSE, as their harness'
+# macros are all like that.
 check_checkpatch() {
-	local rc=0 file patch ignore
-	local args=(--quiet --strict --show-types --ignore)
+	local rc=0 mail ignore mails=$BUILD/checkpatch
+	GIT_AUTHOR_NAME=Somebody GIT_AUTHOR_EMAIL=somebody@example.org \
+		"$REPO/scripts/series.py" "$(cat "$tree.base")" "$mails" || return
 	cd "$tree"
-	for patch in "${patches[@]}"; do
-		grep -q '^diff ' "$patch" || continue # it only adds files
+	for mail in "$mails"/*.patch; do
+		[[ $mail != */0000-* ]] || continue
 		ignore=FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID
-		case $patch in
-		*/smmuv3-cmdq.patch) ignore+=,EMBEDDED_FILENAME ;;
-		*/iommufd-handler.patch) ignore+=,BIT_MACRO ;;
-		esac
-		! grep -q '^+++ b/tools/testing/' "$patch" || ignore+=,BIT_MACRO,MACRO_ARG_REUSE
-		scripts/checkpatch.pl "${args[@]}" "$ignore" "$patch" || rc=1
-	done
-	for file in "${new[@]}"; do
-		ignore=FILE_PATH_CHANGES
-		[[ $file != tools/testing/* ]] || ignore+=,BIT_MACRO,MACRO_ARG_REUSE
-		[[ $file != include/trace/* ]] || ignore+=,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT
-		scripts/checkpatch.pl "${args[@]}" "$ignore" --file "$file" || rc=1
+		! grep -q '^+++ b/drivers/iommu/Kconfig$' "$mail" || ignore+=,EMBEDDED_FILENAME
+		! grep -q '^+++ b/drivers/iommu/iommufd/iommufd_private.h$' "$mail" || ignore+=,BIT_MACRO
+		! grep -q '^+++ b/include/trace/' "$mail" || ignore+=,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT
+		! grep -q '^+++ b/tools/testing/' "$mail" || ignore+=,BIT_MACRO,MACRO_ARG_REUSE
+		scripts/checkpatch.pl --quiet --strict --show-types --ignore "$ignore" "$mail" || rc=1
 	done
 	return $rc
 }
@@ -146,7 +141,7 @@ declare -A what=(
 	[shellcheck]="shell scripts: shellcheck"
 	[codespell]="texts: codespell"
 	[series]="patches: author, subject, message, sign-off"
-	[checkpatch]="patches and new files: checkpatch --strict"
+	[checkpatch]="mails of the series: checkpatch --strict"
 	[rustfmt]="kernel: rustfmt"
 	[kernel]="kernel: W=1 and clippy, warnings are errors"
 	[kerneldoc]="kernel: nothing new from kernel-doc"

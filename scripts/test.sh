@@ -221,9 +221,15 @@ group_c_objects() {
 	result c_objects "${counts% *}" "${counts#* }" "$what"
 }
 
-group_cmdq() {
-	image cmdq || return 0
-	result cmdq 1 0 "the command queue in Rust compiles without what is for guests"
+# The mails of make series. What is built at three points of the series is the queue's
+# hooks in C, the queue, and at the end the queue without what is for guests.
+group_series() {
+	local log=$LOGS/series.log what="the series applies, gives the same tree, and builds at three points" counts
+	say "series: $what"
+	"$REPO/scripts/series-check.sh" 2>&1 | tee "$log" | grep -A 25 '^FAIL' >&2 || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log")
+	counts=${counts:-0 1}
+	result series "${counts% *}" "${counts#* }" "$what"
 }
 
 group_x86_64() {
@@ -232,7 +238,7 @@ group_x86_64() {
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm demo modular kunit relay c bench x86_64 cmdq c_objects userspace)
+all=(kselftest faults vmm demo modular kunit relay c bench series x86_64 c_objects userspace)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""tree.py [--follow] [--until PATCH] PRISTINE TREE | --list: puts the patch series and the overlay of this
-repository on a kernel tree.
+"""tree.py [--follow] [--until PATCH] PRISTINE TREE | --list: puts the patch series and the
+overlay of this repository on a kernel tree.
 
 TREE is a copy of PRISTINE, which is only read. Its files may be hard links to the
 pristine ones, so a file that changes is always a new one. Only files whose content

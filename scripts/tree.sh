@@ -17,7 +17,7 @@ if [[ ! -e $tree || $(cat "$tree.base" 2>/dev/null) != "$pristine" ]]; then
 	# Objects made from another tree are neither newer nor older than this one's files.
 	for config in "$BUILD"/*/.config; do
 		objects=${config%/.config} of=linux
-		case ${objects##*/} in c-* | on-*) of=${objects##*/} of=${of#*-} ;; esac
+		case ${objects##*/} in c-* | on-* | off-*) of=${objects##*/} of=${of#*-} ;; esac
 		[[ $of != "${tree##*/}" ]] || rm -rf "$objects"
 	done
 	rm -rf "$tree" "$tree.tmp" "$tree.json"
