@@ -4,9 +4,9 @@
 
 MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
-export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU
+export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check modular x86_64 c-objects series series-check series-check-full lint clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify modular x86_64 c-objects series series-check series-check-full lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,8 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest, faults, vmm, bench, series-check-full: which of their groups, checks, programs, rows, phases or patches
+# ONLY : for test, lint, kselftest, faults, vmm, bench, verify, series-check-full: which of their groups, checks, programs, rows, phases, parts or patches
+# LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
 # UPDATE : for bench-check: 1 to write what is expected from now on
 # CMD : for shell: the command
@@ -78,6 +79,9 @@ bench: tree ## measures invalidations on both kernels: tables, and a page in bui
 
 bench-check: tree ## counts instructions of a few cases; fails if there are more than expected
 	@scripts/enter scripts/bench.sh --check $(if $(UPDATE),--update)
+
+verify: ## checks parts of the driver exhaustively or by proof; ends with a table
+	@scripts/enter scripts/verify.sh $(ONLY)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test.sh modular

@@ -39,7 +39,7 @@ check_shellcheck() {
 check_codespell() {
 	local texts
 	cd "$REPO"
-	mapfile -t texts < <(find README.md Makefile Kconfig scripts patches tools/vsmmu -type f ! -name Cargo.lock ! -name 'LICENSE*')
+	mapfile -t texts < <(find README.md Makefile Kconfig scripts patches tools/vsmmu tools/verify -type f ! -name Cargo.lock ! -name 'LICENSE*')
 	# Names in registers and C identifiers look like misspelt words.
 	codespell -L ist,inout,te,hist,sid,asid,ans,crate "${texts[@]}" "${new[@]/#/$tree/}"
 }
@@ -127,13 +127,16 @@ check_kerneldoc() {
 }
 
 check_cargofmt() {
-	cd "$REPO/tools/vsmmu"
-	cargo fmt --check
+	(cd "$REPO/tools/vsmmu" && cargo fmt --check) &&
+		(cd "$REPO/tools/verify" && cargo fmt --check)
 }
 
 check_cargoclippy() {
-	cd "$REPO/tools/vsmmu"
-	CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --workspace --locked --all-targets -- -D warnings
+	(cd "$REPO/tools/vsmmu" &&
+		CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --workspace --locked --all-targets -- -D warnings) &&
+		(cd "$REPO/tools/verify" &&
+			KERNEL_SOURCE=$("$REPO/scripts/source.sh") DRIVER_SOURCE=$REPO/drivers/iommu/arm/arm-smmu-v3 \
+				CARGO_TARGET_DIR=$BUILD/verify cargo clippy --workspace --locked --all-targets -- -D warnings)
 }
 
 mkdir -p "$LOGS"

@@ -200,6 +200,16 @@ group_vmm() {
 	done
 }
 
+# What is checked exhaustively or proved in user space; each row of its table is a check.
+group_verify() {
+	local log=$LOGS/verify.log counts
+	"$REPO/scripts/verify.sh" >"$log" || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log")
+	counts=${counts:-0 1}
+	[[ ${counts#* } == 0 ]] || cat "$log" >&2
+	result verify "${counts% *}" "${counts#* }" "exhaustive checks and proofs, the quick tier of make verify: $log"
+}
+
 group_modular() {
 	local root=$BUILD/modular/root
 	image modular && initrd || return 0
@@ -238,7 +248,7 @@ group_x86_64() {
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm demo modular kunit relay c bench series x86_64 c_objects userspace)
+all=(kselftest faults vmm verify demo modular kunit relay c bench series x86_64 c_objects userspace)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"

@@ -1,0 +1,52 @@
+#!/bin/bash
+# verify.sh [PART...]: checks parts of the driver exhaustively, or by proof, in user space; the
+# given parts of that only. With LONG=1 there are more inputs. Ends with a table and "N passed, N
+# failed"; fails if any did. Runs in the build root.
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+tier=$([[ ${LONG-} ]] && echo long || echo quick)
+# Every part leaves its rows here: what, bound, states or inputs, seconds, ok or FAILED.
+out=$BUILD/verify/rows
+verify=$REPO/tools/verify
+
+row() { # WHAT BOUND INPUTS SECONDS RESULT
+	(IFS=$'\t' && printf '%s\n' "$*")
+}
+
+cargo_build() { # NAME ARGUMENTS...
+	local name=$1
+	shift
+	logged "verify-build-$name" "verify: building the checks ($name)" \
+		bash -c "cd '$verify' && cargo build --release --locked $*"
+}
+
+part_sanitiser() {
+	cargo_build x86_64 && "$CARGO_TARGET_DIR/release/verify-sanitiser" "$tier"
+}
+
+all=(sanitiser)
+(($#)) || set -- "${all[@]}"
+for part in "$@"; do
+	declare -F "part_$part" >/dev/null || die "there is no part $part; use: ${all[*]}"
+done
+
+KERNEL_SOURCE=$("$REPO/scripts/source.sh")
+export KERNEL_SOURCE DRIVER_SOURCE=$REPO/drivers/iommu/arm/arm-smmu-v3 CARGO_TARGET_DIR=$BUILD/verify
+lock "$BUILD/.verify.lock"
+rm -rf "$out"
+mkdir -p "$out" "$LOGS"
+for part in "$@"; do
+	say "verify: $part"
+	("part_$part") >"$out/$part" || {
+		# What ends without a row is one that failed.
+		grep -q 'FAILED$' "$out/$part" || row "$part" "" "" "" FAILED >>"$out/$part"
+	}
+done
+
+echo
+(cd "$out" && cat "$@") | awk -F '\t' '
+	BEGIN { printf "%-56s %-62s %18s %8s  %s\n", "what", "bound", "states or inputs", "seconds", "result" }
+	{ printf "%-56s %-62s %18s %8s  %s\n", $1, $2, $3, $4, $5; if ($5 == "ok") passed++; else failed++ }
+	END { printf "\n%d passed, %d failed\n", passed, failed; exit failed || !passed }'
