@@ -22,11 +22,37 @@ cargo_build() { # NAME ARGUMENTS...
 		bash -c "cd '$verify' && cargo build --release --locked $*"
 }
 
+# The prover's Python packages, in an environment of their own in the cache.
+python() {
+	local list=$verify/sanitiser/requirements.txt env
+	env=$CACHE/prover-$(sha256sum <"$list" | cut -c1-12)
+	(
+		lock "$CACHE/prover.lock"
+		[[ ! -d $env ]] || exit 0
+		rm -rf "$env.tmp"
+		# Two of the packages are built here, by the setuptools of the list.
+		logged prover "fetching the prover (500 MB)" bash -c "
+			set -e
+			python3 -m venv '$env.tmp'
+			'$env.tmp/bin/pip' install --require-hashes -r <(grep '^setuptools=' '$list')
+			'$env.tmp/bin/pip' install --require-hashes --no-build-isolation -r '$list'" &&
+			mv "$env.tmp" "$env"
+	) >&2 && "$env/bin/python3" "$@"
+}
+
 part_sanitiser() {
 	cargo_build x86_64 && "$CARGO_TARGET_DIR/release/verify-sanitiser" "$tier"
 }
 
-all=(sanitiser)
+# On the architecture of the kernel.
+part_proof() {
+	local target=aarch64-unknown-linux-gnu
+	cargo_build arm64 --lib --target $target &&
+		python "$verify/sanitiser/prove.py" "$CARGO_TARGET_DIR/$target/release/libverify_sanitiser.so" \
+			verify_rust verify_reference
+}
+
+all=(sanitiser proof)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
 	declare -F "part_$part" >/dev/null || die "there is no part $part; use: ${all[*]}"
