@@ -52,7 +52,14 @@ part_proof() {
 			verify_rust verify_reference
 }
 
-all=(sanitiser proof)
+part_faults() {
+	python "$verify/sanitiser/faults.py" "$tier" 2>"$LOGS/verify-faults.found" || {
+		tail -n 20 "$LOGS/verify-faults.found" >&2
+		return 1
+	}
+}
+
+all=(sanitiser proof faults)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
 	declare -F "part_$part" >/dev/null || die "there is no part $part; use: ${all[*]}"
