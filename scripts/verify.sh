@@ -59,7 +59,39 @@ part_faults() {
 	}
 }
 
-all=(sanitiser proof faults)
+# litmus WHAT FOLDER ARGUMENTS...: runs the litmus tests of a folder, each of which has to end as
+# it says itself.
+litmus() {
+	local what=$1 folder=$2 root file text expected states=0 start=$SECONDS bad=0
+	local -A results=([Never]=0 [Sometimes]=0)
+	shift 2
+	root=$("$REPO/scripts/herd-root.sh") || return
+	for file in "$folder"/*.litmus; do
+		expected=$(sed -n 's/^ \* Result: //p' "$file")
+		text=$("$root/x86_64-linux-gnu/ld-linux-x86-64.so.2" --library-path "$root/x86_64-linux-gnu" \
+			"$root/herd7" -set-libdir "$root/herd" "$@" "$file" 2>&1) || true
+		printf '%s\n' "$text" >>"$LOGS/verify-litmus.log"
+		if [[ $expected && $(sed -n 's/^Observation [^ ]* \([A-Za-z]*\) .*/\1/p' <<<"$text") == "$expected" ]]; then
+			results[$expected]=$((results[$expected] + 1))
+			states=$((states + $(sed -n 's/^States //p' <<<"$text")))
+		else
+			bad=$((bad + 1))
+			note "${file##*/} is not $expected: $LOGS/verify-litmus.log"
+		fi
+	done
+	row "litmus tests: $what" "${results[Never]} forbidden, ${results[Sometimes]} that must not be" "$states states" \
+		$((SECONDS - start)) "$( ((bad == 0 && results[Never] && results[Sometimes])) && echo ok || echo FAILED)"
+	((bad == 0))
+}
+
+part_litmus() {
+	rm -f "$LOGS/verify-litmus.log"
+	(cd "$KERNEL_SOURCE/tools/memory-model" &&
+		litmus "the kernel's memory model" "$REPO/Documentation/litmus-tests/arm-smmu-v3" -conf linux-kernel.cfg)
+	litmus "the memory model of arm64" "$verify/litmus"
+}
+
+all=(litmus sanitiser proof faults)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
 	declare -F "part_$part" >/dev/null || die "there is no part $part; use: ${all[*]}"
