@@ -59,6 +59,28 @@ part_faults() {
 	}
 }
 
+# libFuzzer, with the instrumentation that cargo-fuzz asks for, of which the compiler that builds
+# the kernel has all but the sanitizers.
+part_fuzz() {
+	local runs=500000 log=$LOGS/verify-fuzz.log target=x86_64-unknown-linux-gnu start
+	[[ $tier != long ]] || runs=200000000
+	local CARGO_TARGET_DIR=$CARGO_TARGET_DIR/fuzz
+	local flags=(--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1
+		-Cllvm-args=-sanitizer-coverage-{level=4,inline-8bit-counters,pc-table,trace-compares})
+	export RUSTFLAGS=${flags[*]}
+	cargo_build fuzz --package verify-fuzz --target $target || return
+	start=$SECONDS
+	# Nine bytes for the SMMU and the guest, and commands.
+	if "$CARGO_TARGET_DIR/$target/release/verify-fuzz" -seed=1 -runs=$runs -max_len=$((9 + 63 * 16)) \
+		-artifact_prefix="$LOGS/verify-fuzz-" >"$log" 2>&1; then
+		row "sanitiser: blocks of up to 63, by libFuzzer" "seed 1, $(sed -n 's/.*DONE *\(cov: [0-9]*\).*/\1/p' "$log")" \
+			$runs $((SECONDS - start)) ok
+	else
+		tail -n 40 "$log" >&2
+		return 1
+	fi
+}
+
 # litmus WHAT FOLDER ARGUMENTS...: runs the litmus tests of a folder, each of which has to end as
 # it says itself.
 litmus() {
@@ -92,9 +114,10 @@ part_litmus() {
 }
 
 all=(litmus sanitiser proof faults)
+[[ $tier != long ]] || all+=(fuzz)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
-	declare -F "part_$part" >/dev/null || die "there is no part $part; use: ${all[*]}"
+	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults fuzz"
 done
 
 KERNEL_SOURCE=$("$REPO/scripts/source.sh")
