@@ -39,7 +39,7 @@ check_shellcheck() {
 check_codespell() {
 	local texts
 	cd "$REPO"
-	mapfile -t texts < <(find README.md Makefile Kconfig scripts patches tools/vsmmu tools/verify -type f ! -name Cargo.lock ! -name 'LICENSE*')
+	mapfile -t texts < <(find README.md Makefile Kconfig docs scripts patches tools/vsmmu tools/verify -type f ! -name Cargo.lock ! -name 'LICENSE*')
 	# Names in registers and C identifiers look like misspelt words.
 	codespell -L ist,inout,te,hist,sid,asid,ans,crate "${texts[@]}" "${new[@]/#/$tree/}"
 }
@@ -126,6 +126,19 @@ check_kerneldoc() {
 	! comm -13 "$BUILD/kerneldoc.before" "$BUILD/kerneldoc.after" | grep .
 }
 
+# The tests that show what the threat model claims have to be there.
+check_docs() {
+	local test named=0 rc=0
+	cd "$REPO"
+	while read -r test; do
+		named=$((named + 1))
+		grep -rqF -e "$test" drivers tools scripts Documentation || { echo "docs/verification.md: there is no $test"; rc=1; }
+	done < <(sed -n '/^| Who /,/^$/p' docs/verification.md |
+		awk -F '|' '{ n = split($5, parts, "`"); for (i = 2; i < n; i += 2) print parts[i] }')
+	((named > 0)) || rc=1
+	return $rc
+}
+
 check_cargofmt() {
 	(cd "$REPO/tools/vsmmu" && cargo fmt --check) &&
 		(cd "$REPO/tools/verify" && cargo fmt --check)
@@ -148,10 +161,11 @@ declare -A what=(
 	[rustfmt]="kernel: rustfmt"
 	[kernel]="kernel: W=1 and clippy, warnings are errors"
 	[kerneldoc]="kernel: nothing new from kernel-doc"
+	[docs]="documentation: the tests that it names are there"
 	[cargofmt]="user space: cargo fmt"
 	[cargoclippy]="user space: clippy, warnings are errors"
 )
-(($#)) || set -- shellcheck codespell series checkpatch rustfmt kerneldoc cargofmt cargoclippy kernel
+(($#)) || set -- shellcheck codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy kernel
 for name in "$@"; do
 	check "$name" "${what[$name]}"
 done
