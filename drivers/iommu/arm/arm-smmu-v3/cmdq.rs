@@ -784,6 +784,12 @@ impl<H: Hw> Cmdq<H> {
         handled
     }
 
+    /// Whether there is a device that has not answered.
+    #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+    pub(crate) fn has_unanswering_streams(&self) -> bool {
+        self.streams.any()
+    }
+
     /// Returns a stream whose ATS is to be blocked, as the host's `CMD_ATC_INV`s for it have timed
     /// out: each once for a time-out.
     pub(crate) fn next_to_block(&self) -> Option<u32> {

@@ -228,7 +228,7 @@ impl Drop for CmdqPointer {
 ///
 /// `cmdq` must be valid for `'a`.
 #[inline]
-unsafe fn published<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut c_void> {
+unsafe fn cmdq_pointer<'a>(cmdq: *const bindings::arm_smmu_cmdq) -> &'a Atomic<*mut c_void> {
     // SAFETY: By the safety requirements. Nobody accesses the pointer in another way.
     unsafe { Atomic::from_ptr((&raw const (*cmdq).rust).cast_mut()) }
 }

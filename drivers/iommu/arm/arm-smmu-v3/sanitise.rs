@@ -107,16 +107,6 @@ impl Skipped {
 }
 
 impl Batch<'_> {
-    /// A batch without any commands.
-    pub(crate) fn empty() -> Self {
-        // INVARIANT: There are none.
-        Self {
-            cmds: &mut [],
-            has_atc_inv: false,
-            skipped: Skipped::NONE,
-        }
-    }
-
     /// The commands, in their order.
     #[inline]
     pub(crate) fn cmds(&self) -> &[Cmd] {

@@ -264,6 +264,8 @@ struct State {
     is_behind_msi: bool,
     /// All devices answer.
     all_answer: bool,
+    /// They do so from the one after so many `CMD_ATC_INV`s on.
+    answer_from: u32,
     /// For how many pauses the queue stands still before the next `ATC_INV_SYNC`.
     atc_stall: u32,
     /// The positions of `CMD_SYNC`s that are complete and whose message is on its way.
@@ -397,6 +399,7 @@ impl SoftSmmu {
                 cons_lags: false,
                 is_behind_msi: false,
                 all_answer: false,
+                answer_from: 0,
                 atc_stall: 0,
                 late: [None; LATE],
                 previous: None,
@@ -526,6 +529,11 @@ impl SoftSmmu {
     /// Lets all devices answer, or not.
     pub(crate) fn let_all_answer(&self, answer: bool) {
         self.state.lock().all_answer = answer;
+    }
+
+    /// Lets all devices answer from the `CMD_ATC_INV` with this number on, counted from 1.
+    pub(crate) fn answer_from(&self, number: u32) {
+        self.state.lock().answer_from = number;
     }
 
     /// Lets the queue stand still for so many pauses before the next `ATC_INV_SYNC`.
@@ -685,6 +693,10 @@ impl SoftSmmu {
                     SID_ANSWERED_AGAIN => self.was_executed(Tag::of_word1(word1)),
                     _ => false,
                 };
+                if state.answer_from != 0 {
+                    state.answer_from -= 1;
+                    state.all_answer = state.answer_from == 0;
+                }
                 let is_answered = is_answered || state.all_answer;
                 state.unanswered |= !is_answered;
                 self.execute(word1, is_answered);

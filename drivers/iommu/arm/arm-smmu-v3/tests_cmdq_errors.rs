@@ -267,6 +267,7 @@ mod host {
             ensure!(bench.smmu().error_is_active());
             let cons = bench.0.queue.reset();
             ensure!(!bench.smmu().error_is_active());
+            ensure!(bench.0.queue.ring.has_room(LEN as u64));
             bench.smmu().reset(cons);
 
             ensure!(bench.0.issue_host(&[Fine; 4], true).is_ok());

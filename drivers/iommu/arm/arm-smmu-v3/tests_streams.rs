@@ -108,10 +108,18 @@ mod streams {
                 // The back-off is never longer than the first one.
                 bench.smmu().pass(Delta::from_millis(1000));
                 ensure!(issue(bench, &[Unanswered]) == (Ok(()), 0));
+                ensure!(!bench.0.queue.has_unanswering_streams());
             }
-            // So does one to the host.
-            bench.smmu().let_all_answer(false);
-            ensure!(issue(bench, &[Unanswered]) == (fails(0, ATC), 2));
+
+            // So does an answer to the second of two, or to one that had to be replayed.
+            for _ in 0..2 {
+                bench.smmu().let_all_answer(false);
+                ensure!(issue(bench, &[Unanswered]) == (fails(0, ATC), 2));
+                bench.smmu().pass(Delta::from_millis(1000));
+                bench.smmu().answer_from(2);
+                ensure!(issue(bench, &[Unanswered]) == (Ok(()), 1));
+                ensure!(!bench.0.queue.has_unanswering_streams());
+            }
             bench.is_clean()
         })?);
         Ok(())
