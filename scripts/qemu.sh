@@ -82,7 +82,12 @@ configure() {
 }
 
 # With a status of blanks `logged` counts the lines.
-compile() { NINJA_STATUS='  ' ninja -C "$work/build" qemu-system-aarch64; }
+compile() { NINJA_STATUS='  ' ninja -C "$work/build" qemu-system-aarch64 tests/qtest/smmuv3-faults-test; }
+
+check() {
+	cd "$work/build"
+	QTEST_QEMU_BINARY=./qemu-system-aarch64 tests/qtest/smmuv3-faults-test
+}
 
 build() {
 	local command
@@ -94,6 +99,7 @@ build() {
 	(fetch)
 	logged qemu-config "configuring QEMU" configure || die "correct what configure says above and run this again"
 	logged qemu "building QEMU" compile || die "correct what the compiler says above and run this again"
+	logged qemu-test "testing the patches on QEMU" check || die "what the patches do is not what their test expects, see above"
 	install -D -s -t "$out.tmp/bin" "$work/build/qemu-system-aarch64"
 	mv "$out.tmp" "$out"
 	rm -rf "$work"
