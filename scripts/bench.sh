@@ -10,6 +10,7 @@
 #	error		the same for a command that is illegal to the SMMU
 #	relay		the same for the trace through a VMM's relay
 #	counts		CMD_SYNCs and register accesses of a call
+#	waiting		nanoseconds of a call, with an SMMU that takes its time
 #	memory		bytes that a call allocates
 #	stack		bytes of stack
 #	throughput	commands per second, of several threads
@@ -25,7 +26,7 @@
 . "$(dirname "$0")/lib.sh"
 
 usage="usage: bench.sh [--report] [GROUP...] | bench.sh --check [--update]"
-every=(host ioctl trace error relay counts memory stack throughput)
+every=(host ioctl trace error relay counts waiting memory stack throughput)
 groups=() check='' flags=()
 for arg; do
 	case $arg in
@@ -122,6 +123,45 @@ group_counts() {
 		| select($case.mark > 0)
 		| . + {reads: ($seen[1] - $marks[0][1]), writes: ($seen[2] - $marks[0][2]), syncs: ($seen[3] - $marks[0][3])}' \
 		"$out/$1.marked"
+}
+
+# What the SMMU takes for a command, for a CMD_SYNC and for a read of a register, in ns.
+# CMD_SYNC: the patch "dma-contiguous: provide the ability to reserve per-numa CMA" (HiSilicon,
+# to linux-iommu, 21 August 2020) says that an idle SMMU takes 240 ns for one if the queue is
+# in its own node's memory, and 560 ns if it is in another's. In a queue that others use, it
+# comes after theirs: the series "iommu/arm-smmu-v3: Improve cmdq lock efficiency" (Huawei, on
+# the same day) has 36,000 mappings and unmappings a second for each of 32 CPUs, so that one
+# takes 28 us. The others follow from that. There and back again between CPU and SMMU are
+# twice in those 240 or 560 ns, once for PROD and the signal and once for the fetch; a read of
+# a register is there and back again, 120 or 280 ns. Four commands fit in a cache line, so that
+# the remote queue costs each a quarter of 320 ns more; the nearby one is prefetched.
+declare -A latencies=([fast]="20 240 120" [slow]="100 28000 280")
+
+group_waiting() { # VARIANT
+	local -x QEMU=${QEMU-} TIMEOUT=${TIMEOUT:-900}
+	local smmu completion command sync read work args cases
+	local -A msi=([MSI]=on [CONS]=off)
+	[[ $QEMU ]] || QEMU=$("$REPO/scripts/qemu.sh")
+	work=$(mktemp -d)
+	cases="$bench --emulator invalidate --mix va --n 1 --n 8 --n 64 --n 4096"
+	# Some thousand calls, and it takes long to emulate a CPU that waits.
+	cases+=" && $bench --emulator --calls 1 trace && $bench --emulator ioas-map"
+	for smmu in fast slow; do
+		read -r command sync read <<<"${latencies[$smmu]}"
+		for completion in MSI CONS; do
+			args="-icount shift=0,sleep=off -global arm-smmuv3.x-msi=${msi[$completion]}"
+			args+=" -global arm-smmuv3.x-cmd-latency-ns=$command -global arm-smmuv3.x-sync-latency-ns=$sync"
+			args+=" -global arm-smmuv3.x-read-latency-ns=$read"
+			# The monitor, which has the counters, is at the other end of a serial port.
+			args+=" -qmp unix:$work/monitor,server=on,wait=off -chardev socket,id=monitor,path=$work/monitor"
+			args+=" -device pci-serial,chardev=monitor"
+			boot "$1" "waiting-$smmu-$completion" 1 "$args" "$cases" |
+				jq -c --arg smmu "$smmu" --arg completion "$completion" --argjson latencies "[$command, $sync, $read]" '
+				. + {group: "waiting", ns: .median, $smmu, $completion, $latencies}
+				| del(.median, .min, .max, .as_min)'
+		done
+	done
+	rm -rf "$work"
 }
 
 group_memory() {

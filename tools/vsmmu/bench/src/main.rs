@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
 use vsmmu_nested::{edu, pci, with_causes};
 
 use invalidate::Selection;
-use queue::Queue;
+use queue::Counter;
 use sample::Sampler;
 
 /// Measures invalidations through an SMMUv3's command queue: a guest's, and the host's own.
@@ -43,6 +43,10 @@ struct Args {
     /// How many calls are measured in each case
     #[arg(long, value_name = "N", default_value_t = 101, value_parser = clap::value_parser!(u32).range(1..))]
     calls: u32,
+    /// Has the emulator count commands and register accesses of a call, which it must offer on a PCI serial
+    /// port, instead of the kernel, which must not be C
+    #[arg(long)]
+    emulator: bool,
     #[command(subcommand)]
     what: What,
 }
@@ -93,7 +97,12 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let sampler = Sampler::new(args.calls, Queue::find()?);
+    let counter = if args.emulator {
+        Some(Counter::emulator()?)
+    } else {
+        Counter::kernel()?
+    };
+    let sampler = Sampler::new(args.calls, counter);
     match &args.what {
         What::Invalidate(selection) => invalidate::run(&sampler, &device(args)?, selection),
         What::Probe => invalidate::probe(&sampler, &device(args)?),

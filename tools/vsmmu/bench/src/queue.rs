@@ -1,46 +1,95 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the kernel says of the command queue in debugfs.
+//! What went through the command queue: as the kernel says in debugfs, or as the emulator says.
 
+use std::cell::RefCell;
+use std::error::Error;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use vsmmu_faults::control::Control;
 
 use crate::{debugfs, in_file};
 
-/// The counters of a command queue, in a file with a name and a number in each line.
-pub struct Queue(PathBuf);
+/// Who counts.
+pub enum Counter {
+    /// The kernel, in a file with a name and a number in each line.
+    Kernel(PathBuf),
+    /// The emulator.
+    Emulator(RefCell<Control>),
+}
 
-/// How much went through the queue since the machine has started.
+/// How much went through the queue since the machine has started, or in some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Commands other than CMD_SYNC.
     pub commands: u64,
     /// CMD_SYNCs.
     pub syncs: u64,
+    /// Reads and writes of the queue's registers, which only the emulator counts.
+    pub reads: Option<u64>,
+    pub writes: Option<u64>,
 }
 
-impl Queue {
-    /// The queue of the first SMMU. There is none if the kernel does not count.
-    pub fn find() -> io::Result<Option<Self>> {
+impl Counts {
+    /// What has been added since `before`.
+    pub fn since(self, before: Counts) -> Counts {
+        let less = |now: Option<u64>, before: Option<u64>| Some(now? - before?);
+        Counts {
+            commands: self.commands - before.commands,
+            syncs: self.syncs - before.syncs,
+            reads: less(self.reads, before.reads),
+            writes: less(self.writes, before.writes),
+        }
+    }
+}
+
+impl Counter {
+    /// The kernel, for the queue of the first SMMU. There is none if the kernel does not count.
+    pub fn kernel() -> io::Result<Option<Self>> {
         let mut files: Vec<_> = debugfs()?.iter().map(|dir| dir.join("cmdq")).collect();
         files.retain(|file| file.is_file());
-        Ok(files.into_iter().min().map(Queue))
+        Ok(files.into_iter().min().map(Counter::Kernel))
+    }
+
+    /// The emulator.
+    pub fn emulator() -> Result<Self, Box<dyn Error>> {
+        Ok(Counter::Emulator(RefCell::new(Control::open()?)))
     }
 
     /// What it says now.
-    pub fn counts(&self) -> io::Result<Counts> {
-        let text = fs::read_to_string(&self.0).map_err(|e| in_file(&self.0, e))?;
-        let count = |name| {
-            parse(&text, name).ok_or_else(|| {
-                let what = format!("{}: no number {name}", self.0.display());
-                io::Error::new(io::ErrorKind::InvalidData, what)
-            })
-        };
-        Ok(Counts {
-            commands: count("commands")?,
-            syncs: count("syncs")?,
-        })
+    pub fn counts(&self) -> Result<Counts, Box<dyn Error>> {
+        match self {
+            Counter::Kernel(file) => Ok(read(file)?),
+            Counter::Emulator(control) => {
+                let traffic = control.borrow_mut().traffic()?;
+                Ok(Counts {
+                    commands: traffic.commands,
+                    syncs: traffic.syncs,
+                    reads: Some(traffic.reads),
+                    writes: Some(traffic.writes),
+                })
+            }
+        }
     }
+}
+
+/// What a file of the kernel's says.
+fn read(file: &Path) -> io::Result<Counts> {
+    let text = fs::read_to_string(file).map_err(|e| in_file(file, e))?;
+    let count = |name| {
+        parse(&text, name).ok_or_else(|| {
+            let what = format!("{}: no number {name}", file.display());
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })
+    };
+    Ok(Counts {
+        commands: count("commands")?,
+        syncs: count("syncs")?,
+        reads: None,
+        writes: None,
+    })
 }
 
 /// The number behind `name`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 use vsmmu_nested::Failure;
 
-use crate::queue::Queue;
+use crate::queue::{Counter, Counts};
 
 /// Calls before the first one that counts: caches of the kernel's allocators are full then, and all
 /// pages there.
@@ -20,18 +20,18 @@ const COMMANDS: usize = 101 * 4096;
 /// Measures cases, all in the same way.
 pub struct Sampler {
     calls: u32,
-    queue: Option<Queue>,
+    counter: Option<Counter>,
     /// What the measuring itself takes.
     overhead: u64,
 }
 
 impl Sampler {
-    /// `calls` are made in each case. The `queue` tells how many commands there were in each.
-    pub fn new(calls: u32, queue: Option<Queue>) -> Self {
+    /// `calls` are made in each case. The `counter` tells how many commands there were in each.
+    pub fn new(calls: u32, counter: Option<Counter>) -> Self {
         let overhead = times(calls, || Ok(())).expect("nothing cannot fail")[0];
         Sampler {
             calls,
-            queue,
+            counter,
             overhead,
         }
     }
@@ -71,13 +71,11 @@ impl Sampler {
                 }
             }
         }
-        // By itself, as reading the counters is a lot of work in the kernel.
+        // By itself, as reading the counters is a lot of work.
         let before = self.counts()?;
         call()?;
         let counts = self.counts()?.zip(before);
-        let (commands, syncs) = counts
-            .map(|(after, before)| (after.commands - before.commands, after.syncs - before.syncs))
-            .unzip();
+        let counts = counts.map(|(after, before)| after.since(before));
 
         let times = times(calls, call)?;
         let time = |i: usize| times[i].saturating_sub(self.overhead);
@@ -92,15 +90,17 @@ impl Sampler {
                 "median": time(times.len() / 2),
                 "max": time(times.len() - 1),
                 "as_min": times.iter().filter(|time| **time == times[0]).count(),
-                "commands": commands,
-                "syncs": syncs,
+                "commands": counts.map(|counts| counts.commands),
+                "syncs": counts.map(|counts| counts.syncs),
+                "reads": counts.and_then(|counts| counts.reads),
+                "writes": counts.and_then(|counts| counts.writes),
             })
         );
         Ok(())
     }
 
-    fn counts(&self) -> Result<Option<crate::queue::Counts>, Box<dyn Error>> {
-        Ok(self.queue.as_ref().map(Queue::counts).transpose()?)
+    fn counts(&self) -> Result<Option<Counts>, Box<dyn Error>> {
+        self.counter.as_ref().map(Counter::counts).transpose()
     }
 }
 

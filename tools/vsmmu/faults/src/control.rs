@@ -318,6 +318,19 @@ impl Stats {
     }
 }
 
+/// What went through the command queue, and how often its registers were used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Commands consumed other than CMD_SYNC.
+    pub commands: u64,
+    /// CMD_SYNCs consumed.
+    pub syncs: u64,
+    /// Reads of CONS, GERROR and GERRORN.
+    pub reads: u64,
+    /// Writes of PROD, and acknowledgments.
+    pub writes: u64,
+}
+
 /// The emulated SMMU, as the emulator sees it.
 pub struct Control {
     monitor: Monitor,
@@ -385,6 +398,26 @@ impl Control {
                 stalls: stats["stalls"].as_u64()?,
                 acks: stats["acks"].as_u64()?,
                 syncs: stats["syncs"].as_u64()?,
+            })
+        };
+        read().ok_or_else(|| Error::Odd("x-cmdq-stats".into(), stats.to_string()))
+    }
+
+    /// The use of the queue and its registers.
+    pub fn traffic(&mut self) -> Result<Traffic, Error> {
+        let stats = self.get("x-cmdq-stats")?;
+        let sum = |names: &[&str]| -> Option<u64> {
+            names.iter().map(|name| stats[*name].as_u64()).sum()
+        };
+        let read = || {
+            let commands = stats["commands"].as_array()?.iter();
+            let consumed: Option<u64> = commands.map(|of| of["count"].as_u64()).sum();
+            let syncs = stats["syncs"].as_u64()?;
+            Some(Traffic {
+                commands: consumed? - syncs,
+                syncs,
+                reads: sum(&["cons-reads", "gerror-reads", "gerrorn-reads"])?,
+                writes: sum(&["prod-writes", "acks"])?,
             })
         };
         read().ok_or_else(|| Error::Odd("x-cmdq-stats".into(), stats.to_string()))

@@ -43,6 +43,12 @@ pub struct Row {
     /// With the host's own traffic beside it.
     pub host: bool,
     pub per_second: Option<f64>,
+    /// With an SMMU that takes its time: nanoseconds of a call, which SMMU, how a CMD_SYNC tells that it is
+    /// complete, and what a command, a CMD_SYNC and a read of a register take there.
+    pub ns: Option<u64>,
+    pub smmu: String,
+    pub completion: String,
+    pub latencies: [u64; 3],
 }
 
 impl Row {
@@ -52,7 +58,7 @@ impl Row {
     }
 
     /// The same case on another kernel has the same.
-    fn key(&self) -> (&str, &str, u64, u64, u64, u64, bool) {
+    fn key(&self) -> impl PartialEq {
         let Row {
             group,
             id,
@@ -61,9 +67,11 @@ impl Row {
             vms,
             threads,
             host,
+            smmu,
+            completion,
             ..
         } = self;
-        (group, id, *n, *smp, *vms, *threads, *host)
+        ((group, id, smmu, completion), (n, smp, vms, threads, host))
     }
 }
 
@@ -85,6 +93,12 @@ impl Pair {
         let c = self.c.as_ref()?.instructions()?;
         let rust = self.rust.instructions()?;
         Some(rust.saturating_sub(self.rust.resolution) as f64 / c as f64)
+    }
+
+    /// Nanoseconds on the Rust kernel, divided by those on the C kernel.
+    pub fn time_ratio(&self) -> Option<f64> {
+        let c = self.c.as_ref()?.ns?;
+        Some(self.rust.ns? as f64 / c as f64)
     }
 }
 

@@ -135,6 +135,50 @@ fn counts(measured: &Measured) -> Table {
     }
 }
 
+fn waiting(measured: &Measured) -> Table {
+    let rows = measured
+        .group("waiting")
+        .map(|pair| {
+            let (c, rust) = (pair.c.as_ref(), Some(&pair.rust));
+            vec![
+                name(&pair.rust),
+                pair.rust.n.to_string(),
+                format!("{}, {}", pair.rust.smmu, pair.rust.completion),
+                or_errno(c, |row| row.ns),
+                or_errno(rust, |row| row.ns),
+                ratio(pair.time_ratio()),
+                or_errno(c, |row| row.reads),
+                or_errno(rust, |row| row.reads),
+                or_errno(c, |row| row.syncs),
+                or_errno(rust, |row| row.syncs),
+            ]
+        })
+        .collect();
+    let mut smmus: Vec<String> = measured
+        .group("waiting")
+        .map(|pair| {
+            let [command, sync, read] = pair.rust.latencies;
+            format!("{command}, {sync} and {read} on the {} one", pair.rust.smmu)
+        })
+        .collect();
+    smmus.sort();
+    smmus.dedup();
+    Table {
+        title: "Time, with an SMMU that takes its time",
+        about: format!(
+            "Nanoseconds of a call with all its waiting, if each instruction takes one; reads of CONS, GERROR \
+             and GERRORN; and CMD_SYNCs. The SMMU consumes its queue beside the CPU: a command, a CMD_SYNC \
+             and a read of a register take {} (nanoseconds). A CMD_SYNC tells that it is complete by writing \
+             to memory (MSI), or is found complete by reading CONS.",
+            smmus.join(", ")
+        ),
+        header: vec![
+            "", "n", "SMMU", "ns: C", "Rust", "Rust/C", "reads: C", "Rust", "SYNCs: C", "Rust",
+        ],
+        rows,
+    }
+}
+
 fn memory(measured: &Measured) -> Table {
     let rows = measured
         .group("memory")
@@ -253,6 +297,7 @@ pub fn all(measured: &Measured) -> Vec<Table> {
     with_rows(vec![
         instructions(measured),
         counts(measured),
+        waiting(measured),
         memory(measured),
         stack(measured),
         throughput(measured),
