@@ -4,7 +4,8 @@
 //! guests.
 //!
 //! All users of an SMMU share its command queue: [`cmdq`], on top of [`ring`], [`error_log`],
-//! [`streams`] and [`hw`], which is a physical SMMU in [`smmu_hw`]. C calls it by the functions below.
+//! [`streams`] and [`hw`], which is a physical SMMU in [`smmu_hw`]. C calls it by the functions
+//! below.
 //!
 //! A VMM passes on what it finds in the command queue of a guest's virtual SMMU. [`vsmmu`] takes
 //! the commands, block by block, has [`sanitise`] check them and put the IDs of the physical SMMU
@@ -152,10 +153,13 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_issue(
 ///
 /// # Safety
 ///
-/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_rust_cmdq_alloc()`] has succeeded. The SMMU may
-/// have been unbound from its driver since: the interrupt of Tegra241's queues outlives them.
+/// `cmdq` must be a queue of an SMMU, for which [`arm_smmu_rust_cmdq_alloc()`] has succeeded. The
+/// SMMU may have been unbound from its driver since: the interrupt of Tegra241's queues outlives
+/// them.
 #[export]
-pub unsafe extern "C" fn arm_smmu_rust_cmdq_handle_error(cmdq: *mut bindings::arm_smmu_cmdq) -> c_int {
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_handle_error(
+    cmdq: *mut bindings::arm_smmu_cmdq,
+) -> c_int {
     let rcu = rcu::read_lock();
 
     // SAFETY: By the safety requirements.
@@ -168,8 +172,8 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_handle_error(cmdq: *mut bindings::ar
 
 /// Acknowledges errors in `SMMU_GERROR` without handling them.
 ///
-/// `errors` are bits of that register. Those of them are acknowledged that are active. The one of the
-/// command queue is included only when that is disabled.
+/// `errors` are bits of that register. Those of them are acknowledged that are active. The one of
+/// the command queue is included only when that is disabled.
 ///
 /// # Safety
 ///
@@ -183,9 +187,7 @@ pub unsafe extern "C" fn arm_smmu_rust_gerror_ack(cmdq: *mut bindings::arm_smmu_
     };
 
     // Another CPU may be about to acknowledge an error of the command queue.
-    queue
-        .log
-        .with_lock(|| queue.hw.acknowledge_errors(errors));
+    queue.log.with_lock(|| queue.hw.acknowledge_errors(errors));
 }
 
 /// Prepares a command queue for an SMMU that is being reset: acknowledges an error that is active,
@@ -204,8 +206,8 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_reset(cmdq: *mut bindings::arm_smmu_
     unsafe { cmdq_from_raw(cmdq) }.reset()
 }
 
-/// Takes a stream off those whose ATS is to be blocked, and writes its ID to `sid`. Returns false if
-/// there is none.
+/// Takes a stream off those whose ATS is to be blocked, and writes its ID to `sid`. Returns false
+/// if there is none.
 ///
 /// # Safety
 ///
@@ -225,13 +227,17 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_next_to_block(
     next.is_some()
 }
 
-/// Forgets that the device of a stream has not answered `CMD_ATC_INV`s, as it was attached or reset.
+/// Forgets that the device of a stream has not answered `CMD_ATC_INV`s, as it was attached or
+/// reset.
 ///
 /// # Safety
 ///
 /// As for [`arm_smmu_rust_cmdq_issue()`].
 #[export]
-pub unsafe extern "C" fn arm_smmu_rust_cmdq_forget_stream(cmdq: *mut bindings::arm_smmu_cmdq, sid: u32) {
+pub unsafe extern "C" fn arm_smmu_rust_cmdq_forget_stream(
+    cmdq: *mut bindings::arm_smmu_cmdq,
+    sid: u32,
+) {
     // SAFETY: By the safety requirements.
     unsafe { cmdq_from_raw(cmdq) }.forget_stream(sid);
 }

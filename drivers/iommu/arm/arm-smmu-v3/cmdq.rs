@@ -11,10 +11,10 @@
 //! | [`super::ring`]      | reserving, publishing and freeing of slots                         |
 //! | [`super::hw`]        | registers, entries and error codes                                 |
 //!
-//! There are two kinds of submitters. The *host* ([`Cmdq::issue_host()`]) goes on after a failure as
-//! if its commands were complete, so none of its commands may be lost. A *guest*
-//! ([`Cmdq::issue_guest()`]) is told of a failure and sends its commands again, so it can be made to
-//! wait less, and must not be able to make others wait for long.
+//! There are two kinds of submitters. The *host* ([`Cmdq::issue_host()`]) goes on after a failure
+//! as if its commands were complete, so none of its commands may be lost. A *guest*
+//! ([`Cmdq::issue_guest()`]) is told of a failure and sends its commands again, so it can be made
+//! to wait less, and must not be able to make others wait for long.
 
 use core::{
     array,
@@ -216,7 +216,8 @@ impl<H: Hw> Cmdq<H> {
     ///
     /// The commands are always issued: this waits for room as long as it takes. If it fails with
     /// * [`Failure::Cmd`], the SMMU raised an error for that command, and all others are complete.
-    ///   It is `CERROR_ATC_INV_SYNC` of the first device that did not answer twice, or `CERROR_ILL`.
+    ///   It is `CERROR_ATC_INV_SYNC` of the first device that did not answer twice, or
+    ///   `CERROR_ILL`.
     /// * [`Failure::Stuck`] or [`Failure::Timeout`], they are still in the queue, and are executed
     ///   when that goes on.
     ///
@@ -241,13 +242,13 @@ impl<H: Hw> Cmdq<H> {
         (self.ring.len() / 2).min(MAX_GUEST_SLOTS as u64) as usize - 1
     }
 
-    /// Issues commands of a guest, [`Self::max_guest_cmds()`] at most, with a `CMD_SYNC` behind them,
-    /// for which it waits. `has_atc_inv` says that there is a `CMD_ATC_INV` among them.
+    /// Issues commands of a guest, [`Self::max_guest_cmds()`] at most, with a `CMD_SYNC` behind
+    /// them, for which it waits. `has_atc_inv` says that there is a `CMD_ATC_INV` among them.
     ///
     /// Fails with [`Failure`] for the first command that is not complete. `CMD_ATC_INV`s for a
     /// device that did not answer before may fail without being issued; see [`super::streams`].
-    /// `is_cancelled` is asked before each command that has to be replayed; if it returns true, this
-    /// fails with [`Failure::Interrupted`].
+    /// `is_cancelled` is asked before each command that has to be replayed; if it returns true,
+    /// this fails with [`Failure::Interrupted`].
     ///
     /// Must be called with interrupts enabled. Disables them for one second at most at a time.
     #[inline]
@@ -396,9 +397,16 @@ impl<H: Hw> Cmdq<H> {
                 }
                 if self.hw.now() - begin > REPLAY_LIMIT || self.hw.interrupts_are_disabled() {
                     // No time to tell them apart, but they are issued again.
-                    let rest = self.submit(&cmds[index..], true, Sender::Host)?;
-                    if rest.is_some_and(|errors| errors.atc_inv_sync) {
+                    let rest = &cmds[index..];
+                    let errors = self
+                        .submit(rest, true, Sender::Host)
+                        .map_err(|failure| failure.behind(index))?;
+                    if errors.is_some_and(|errors| errors.atc_inv_sync) {
                         first.get_or_insert((index, Cerror::AtcInvSync));
+                        // Of one device, there is nothing to tell apart.
+                        if rest.iter().all(|cmd| cmd.atc_inv_sid() == Some(sid)) {
+                            self.confirm_timeout(sid, Sender::Host);
+                        }
                     }
                     break;
                 }
@@ -440,21 +448,25 @@ impl<H: Hw> Cmdq<H> {
             None => errors.atc_inv_sync.then_some(Cerror::AtcInvSync),
         });
 
-        let now = self.hw.now();
         match failed {
-            Some(Cerror::AtcInvSync) => {
-                let is_guest = sender == Sender::Guest;
-                let backoff = self.streams.timed_out(sid, now, is_guest);
-                self.hw.trace_backoff(sid, backoff, is_guest);
-                if !is_guest {
-                    self.hw.block_ats();
-                }
-            }
-            None if self.streams.any() => self.streams.answered(sid, now),
+            Some(Cerror::AtcInvSync) => self.confirm_timeout(sid, sender),
+            None if self.streams.any() => self.streams.answered(sid, self.hw.now()),
             _ => (),
         }
         self.hw.trace_replay(*cmd, failed);
         Ok(failed)
+    }
+
+    /// Does what follows from a device that has not answered twice.
+    #[cold]
+    fn confirm_timeout(&self, sid: u32, sender: Sender) {
+        let is_guest = sender == Sender::Guest;
+        let backoff = self.streams.timed_out(sid, self.hw.now(), is_guest);
+
+        self.hw.trace_backoff(sid, backoff, is_guest);
+        if !is_guest {
+            self.hw.block_ats();
+        }
     }
 
     /// Waits again for commands of the host that were not complete in time, as long as the queue
@@ -481,15 +493,10 @@ impl<H: Hw> Cmdq<H> {
         outcome
     }
 
-    /// Puts `cmds` into the queue, once, with a `CMD_SYNC` behind them if `sync`, for which it waits.
-    /// Returns the errors that the SMMU raised for them.
+    /// Puts `cmds` into the queue, once, with a `CMD_SYNC` behind them if `sync`, for which it
+    /// waits. Returns the errors that the SMMU raised for them.
     #[inline]
-    fn submit(
-        &self,
-        cmds: &[Cmd],
-        sync: bool,
-        sender: Sender,
-    ) -> Result<Option<Errors>, Failure> {
+    fn submit(&self, cmds: &[Cmd], sync: bool, sender: Sender) -> Result<Option<Errors>, Failure> {
         let count = cmds.len() + usize::from(sync);
         // An owner takes its turn by the position of its first slot, so it needs one.
         if count == 0 {
@@ -553,16 +560,13 @@ impl<H: Hw> Cmdq<H> {
         let result = match waited {
             Ok(_) if !self.log.has_records() => Ok(None),
             Ok(_) => Ok(Some(self.log.take(indices.clone(), cmds.len())).filter(Errors::any)),
-            Err(TimedOut { is_moving }) => {
-                Err(self.give_up(cmds, slots, sender, is_moving))
-            }
+            Err(TimedOut { is_moving }) => Err(self.give_up(cmds, slots, sender, is_moving)),
         };
         if sender == Sender::Guest {
             self.log.unmark_guest(indices.clone());
         }
-        self.ring.release(&self.hw, waited.ok(), |index| {
-            self.log.is_replaced(index)
-        });
+        self.ring
+            .release(&self.hw, waited.ok(), |index| self.log.is_replaced(index));
         drop(irq);
 
         if result.is_err() {
@@ -571,16 +575,10 @@ impl<H: Hw> Cmdq<H> {
         result
     }
 
-    /// Says what is known of a batch that is not waited for any longer. The caller is still a holder
-    /// of the ring.
+    /// Says what is known of a batch that is not waited for any longer. The caller is still a
+    /// holder of the ring.
     #[cold]
-    fn give_up(
-        &self,
-        cmds: &[Cmd],
-        slots: Slots,
-        sender: Sender,
-        is_moving: bool,
-    ) -> Failure {
+    fn give_up(&self, cmds: &[Cmd], slots: Slots, sender: Sender, is_moving: bool) -> Failure {
         let now = self.hw.now();
         let sync_at = slots.end - 1;
 
@@ -734,9 +732,8 @@ impl<H: Hw> Cmdq<H> {
     #[cold]
     fn wait_for_room(&self, count: u64, sender: Sender) -> Result<(), Failure> {
         let look = |msis_are_lost| {
-            self.ring.try_free(&self.hw, msis_are_lost, |index| {
-                self.log.is_replaced(index)
-            });
+            self.ring
+                .try_free(&self.hw, msis_are_lost, |index| self.log.is_replaced(index));
             self.ring.has_room(count).then_some(())
         };
 

@@ -24,10 +24,11 @@ use super::{
 /// * `commands`: how many, without the `CMD_SYNC`s that were put behind them.
 /// * `syncs`: how many those were.
 /// * `ill`, `abt`, `atc_inv_sync`, `other_errors`: errors that the SMMU has raised, by their code.
-/// * `serviced_inline`: how many of them were handled by a CPU that was waiting for the queue, not by
-///   the interrupt handler.
+/// * `serviced_inline`: how many of them were handled by a CPU that was waiting for the queue, not
+///   by the interrupt handler.
 /// * `replays`: `CMD_ATC_INV`s that were issued again on their own after a time-out.
-/// * `refused`: `CMD_ATC_INV`s of guests that were refused, as their device has not answered before.
+/// * `refused`: `CMD_ATC_INV`s of guests that were refused, as their device has not answered
+///   before.
 /// * `timeouts`: waits that timed out.
 ///
 /// They are not of the same instant if the queue is in use.

@@ -5,9 +5,9 @@
 //!
 //! At an error the SMMU stops its command queue for everybody, with `SMMU_CMDQ_CONS` at the slot in
 //! question. When the error is acknowledged, it fetches that slot again. So whoever notices first,
-//! the interrupt handler or a CPU that waits for the queue, *handles* the error: sees to it that the
-//! queue can go on, records the error for the slot, and acknowledges. When the submitter of the slot
-//! has seen the SMMU get past it, it finds the record. Nobody else does.
+//! the interrupt handler or a CPU that waits for the queue, *handles* the error: sees to it that
+//! the queue can go on, records the error for the slot, and acknowledges. When the submitter of the
+//! slot has seen the SMMU get past it, it finds the record. Nobody else does.
 //!
 //! | error          | `SMMU_CMDQ_CONS` is at | what is done      | what the submitter is told   |
 //! |----------------|------------------------|-------------------|------------------------------|
@@ -24,8 +24,8 @@
 //!
 //! The first error at a slot is handled at once. From the second one on there is a pause before the
 //! error is acknowledged, which grows up to [`MAX_PAUSE`], so that a slot that stays unreadable
-//! causes no storm of interrupts. This goes on for as long as the error does. Those who wait for the
-//! queue meanwhile give up after their own time limit.
+//! causes no storm of interrupts. This goes on for as long as the error does. Those who wait for
+//! the queue meanwhile give up after their own time limit.
 
 use core::ops::Range;
 
@@ -62,9 +62,9 @@ use super::{
     }, //
 };
 
-/// The pause before the second error at a slot is acknowledged. Later it is an eighth of the time for
-/// which the queue has been stopped there, so that the queue goes on at most that much later than it
-/// could.
+/// The pause before the second error at a slot is acknowledged. Later it is an eighth of the time
+/// for which the queue has been stopped there, so that the queue goes on at most that much later
+/// than it could.
 const MIN_PAUSE: Delta = Delta::from_micros(1);
 
 /// The longest pause.
@@ -201,7 +201,10 @@ impl ErrorLog {
             let bit = index % BITS;
             let count = (BITS - bit).min(len - index).min(slots.end - slot);
 
-            f(&self.guests[index / BITS], (u64::MAX >> (BITS - count)) << bit);
+            f(
+                &self.guests[index / BITS],
+                (u64::MAX >> (BITS - count)) << bit,
+            );
             slot += count;
         }
     }
@@ -349,8 +352,8 @@ impl ErrorLog {
         f()
     }
 
-    /// Removes the records of `slots`, indices as of [`Self::mark_guest()`], which are the caller's.
-    /// Returns what they say of the commands in the first `len` slots, and of time-outs.
+    /// Removes the records of `slots`, indices as of [`Self::mark_guest()`], which are the
+    /// caller's. Returns what they say of the commands in the first `len` slots, and of time-outs.
     #[cold]
     pub(crate) fn take(&self, slots: Range<usize>, len: usize) -> Errors {
         let mut errors = Errors::default();

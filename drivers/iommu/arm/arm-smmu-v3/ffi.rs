@@ -149,10 +149,10 @@ impl Vsmmu {
 
     /// The stream of the device that the guest knows by `vsid`, or [`None`] if no vDEVICE has it.
     ///
-    /// The vDEVICE may be gone, and ATS enabled or disabled, once the answer is used. It is needless
-    /// but not wrong to invalidate what a device caches that is no longer the guest's. A device has
-    /// an empty cache when ATS is enabled, so that there is nothing to invalidate if it was disabled
-    /// a moment before.
+    /// The vDEVICE may be gone, and ATS enabled or disabled, once the answer is used. It is
+    /// needless but not wrong to invalidate what a device caches that is no longer the guest's. A
+    /// device has an empty cache when ATS is enabled, so that there is nothing to invalidate if it
+    /// was disabled a moment before.
     ///
     /// Takes a spinlock. Replaces `arm_vsmmu_vsid_to_sid()`.
     #[inline]

@@ -185,8 +185,8 @@ pub(crate) trait Hw {
     /// Traces a wait that timed out, with `SMMU_CMDQ_CONS`.
     fn trace_timeout(&self, _position: u64, _cons: u32, _is_guest: bool) {}
 
-    /// Asks for the ATS of streams to be blocked which [`super::cmdq::Cmdq::next_to_block()`] returns.
-    /// May be called in any context but an NMI.
+    /// Asks for the ATS of streams to be blocked which [`super::cmdq::Cmdq::next_to_block()`]
+    /// returns. May be called in any context but an NMI.
     fn block_ats(&self) {}
 
     /// Traces that the device of a stream has not answered to the host or a guest, and that

@@ -7,15 +7,16 @@
 //! 1. reserves slots by moving [`Head::reserved`] forward. The first one to do so since the last
 //!    hand-over becomes the *owner*.
 //! 2. writes its commands and marks its slots as valid.
-//! 3. if it is the owner: waits for the previous owner, ends the reserving in its range, waits until
+//! 3. if it is the owner: waits for the previous owner, ends the reserving in its range, waits
+//! until
 //!    the whole range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
 //!
 //! So the slots of one batch follow each other, and `SMMU_CMDQ_PROD` only moves over slots that are
 //! written.
 //!
 //! Slots are freed by what `SMMU_CMDQ_CONS` or a completion MSI shows. Whoever waits for its batch
-//! *holds* the ring, and while there is a holder nothing is freed. So the slots of a holder stay its
-//! own until it has looked at them.
+//! *holds* the ring, and while there is a holder nothing is freed. So the slots of a holder stay
+//! its own until it has looked at them.
 //!
 //! The ring knows nothing of errors; see [`super::error_log`].
 //!
@@ -105,8 +106,9 @@ pub(crate) struct Ring {
     head: CacheLine<Head>,
     /// The position at which the range of the next owner begins. Owners spin on it.
     owner: CacheLine<Atomic<u64>>,
-    /// A bit for each slot, which its submitter toggles when the slot is written. So a set bit means
-    /// valid in the first round, a clear one in the second, and so on, and nobody has to reset bits.
+    /// A bit for each slot, which its submitter toggles when the slot is written. So a set bit
+    /// means valid in the first round, a clear one in the second, and so on, and nobody has to
+    /// reset bits.
     valid: KVVec<Atomic<u64>>,
     /// A bit for each slot with a `CMD_SYNC` whose submitter has stopped waiting for its completion
     /// MSI. Such a slot is not reused before the MSI has arrived, which would otherwise overwrite
@@ -156,14 +158,16 @@ impl Ring {
         (position & (self.len() - 1)) as usize
     }
 
-    /// The index and the wrap bit of a position, as `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` have them.
+    /// The index and the wrap bit of a position, as `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` have
+    /// them.
     #[inline]
     pub(crate) fn register(&self, position: u64) -> u32 {
         // CAST: A queue has up to 2^19 slots.
         (position & (2 * self.len() - 1)) as u32
     }
 
-    /// The position that a register stands for, which is at `base` or less than two rounds after it.
+    /// The position that a register stands for, which is at `base` or less than two rounds after
+    /// it.
     #[inline]
     fn position(&self, register: u32, base: u64) -> u64 {
         base + (u64::from(register).wrapping_sub(base) & (2 * self.len() - 1))
@@ -192,8 +196,8 @@ impl Ring {
     #[inline]
     pub(crate) fn reserve(&self, count: u64) -> Option<Slots> {
         // Pairs with the release in `free()`: the previous use of the slots has ended. Reading it
-        // first makes sure that it is not ahead of `reserved`. It may be behind, and then there only
-        // seems to be less room.
+        // first makes sure that it is not ahead of `reserved`. It may be behind, and then there
+        // only seems to be less room.
         let freed = self.head.0.freed.load(Acquire);
         let mut reserved = self.head.0.reserved.load(Relaxed);
 

@@ -5,12 +5,12 @@
 //!
 //! An SMMU stops its command queue at an illegal command, whoever sent it. It may find a command
 //! illegal for an opcode that it does not know, and for a bit that is reserved or belongs to a
-//! feature that it does not have (Arm IHI 0070, 4.1 and 7.1). So whatever is not known to be legal is
-//! refused here.
+//! feature that it does not have (Arm IHI 0070, 4.1 and 7.1). So whatever is not known to be legal
+//! is refused here.
 //!
 //! IDs and addresses that are out of range are not refused: the architecture confines the effect of
-//! those to the guest, and none of them raises `CERROR_ILL`. Nor are a granule that the SMMU does not
-//! have, and a scale of 40 or more, which software should not send but which are not reserved
+//! those to the guest, and none of them raises `CERROR_ILL`. Nor are a granule that the SMMU does
+//! not have, and a scale of 40 or more, which software should not send but which are not reserved
 //! (4.4.1.1).
 
 use kernel::prelude::*;

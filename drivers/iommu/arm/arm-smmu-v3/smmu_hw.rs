@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A command queue of a physical SMMU: [`Hw`] on the registers, the memory and the messages of the C
-//! driver.
+//! A command queue of a physical SMMU: [`Hw`] on the registers, the memory and the messages of the
+//! C driver.
 
 use core::slice;
 
@@ -363,11 +363,7 @@ impl Hw for SmmuHw {
         // SAFETY: The device is valid, as `dev` is a reference to it.
         unsafe { arm_smmu_cmdq_backoff(self.raw_dev, sid, msecs) };
 
-        let limit = if is_guest {
-            &self.guests
-        } else {
-            &self.errors
-        };
+        let limit = if is_guest { &self.guests } else { &self.errors };
         if limit.allows(c"arm-smmu-v3 cmdq") {
             dev_warn!(
                 self.dev,

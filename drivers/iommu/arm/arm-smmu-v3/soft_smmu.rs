@@ -87,8 +87,8 @@ pub(crate) enum Fate {
     Fine,
     /// An opcode that is reserved.
     Illegal,
-    /// Cannot be fetched the first so many times, one of [`ABORTS`], whatever is in the slot by then.
-    /// With [`FOR_EVER`], not before [`SoftSmmu::heal()`].
+    /// Cannot be fetched the first so many times, one of [`ABORTS`], whatever is in the slot by
+    /// then. With [`FOR_EVER`], not before [`SoftSmmu::heal()`].
     Abort(u32),
     /// `CMD_ATC_INV` that the device answers.
     Answered,
@@ -163,7 +163,10 @@ impl Tag {
             Fate::Slow => (CFGI_CD, SID_SLOW, 0),
         };
         // CAST: A small number.
-        let aborts = ABORTS.iter().position(|count| *count == aborts).unwrap_or(0) as u64;
+        let aborts = ABORTS
+            .iter()
+            .position(|count| *count == aborts)
+            .unwrap_or(0) as u64;
         let address = aborts << 60
             | u64::from(self.producer) << 52
             | u64::from(self.batch) << 20
@@ -350,6 +353,7 @@ pub(crate) struct SoftSmmu {
     log: RawSpinLockIrq<Log>,
     replays: Atomic<u64>,
     timeouts: Atomic<u64>,
+    no_interrupts: Atomic<bool>,
 }
 
 /// In a word of the ledger: the command is a `CMD_ATC_INV` that was not answered.
@@ -414,6 +418,7 @@ impl SoftSmmu {
             log <- new_raw_spinlock_irq!(Log::EMPTY),
             replays: Atomic::new(0),
             timeouts: Atomic::new(0),
+            no_interrupts: Atomic::new(false),
         }? Error)
     }
 
@@ -425,7 +430,10 @@ impl SoftSmmu {
         };
         let state = &mut *state;
 
-        if state.heal_at.is_some_and(|at| !(self.now() - at).is_negative()) {
+        if state
+            .heal_at
+            .is_some_and(|at| !(self.now() - at).is_negative())
+        {
             state.heal();
         }
         if state.random.one_in(2) {
@@ -579,6 +587,11 @@ impl SoftSmmu {
         self.replays.load(Relaxed)
     }
 
+    /// Says that interrupts are disabled.
+    pub(crate) fn disable_interrupts(&self, disable: bool) {
+        self.no_interrupts.store(disable, Relaxed);
+    }
+
     /// How many waits were given up.
     pub(crate) fn timeouts(&self) -> u64 {
         self.timeouts.load(Relaxed)
@@ -725,7 +738,10 @@ impl SoftSmmu {
             TLBI_NH_VA | CFGI_CD | ATC_INV | RESERVED => {
                 // CAST: Four bits.
                 state.aborts = ABORTS[(word1 >> 60) as usize % ABORTS.len()];
-                if state.heal_at.is_some_and(|at| !(self.now() - at).is_negative()) {
+                if state
+                    .heal_at
+                    .is_some_and(|at| !(self.now() - at).is_negative())
+                {
                     state.aborts = 0;
                 }
                 if word0 >> 32 == u64::from(SID_SLOW) {
@@ -919,6 +935,10 @@ impl Hw for SoftSmmu {
             }
         }
         let _ = self.run();
+    }
+
+    fn interrupts_are_disabled(&self) -> bool {
+        self.no_interrupts.load(Relaxed)
     }
 
     fn now(&self) -> Instant<Monotonic> {

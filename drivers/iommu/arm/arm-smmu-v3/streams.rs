@@ -3,11 +3,11 @@
 //! Devices that do not answer `CMD_ATC_INV`, by stream.
 //!
 //! Each `CMD_ATC_INV` that is not answered stops the command queue for everybody until the SMMU
-//! gives up waiting for the device. How long that takes is up to the SMMU and the PCIe root port: up
-//! to a minute. So a guest is not allowed to try again at once: after a time-out that was confirmed
-//! by a second one, its `CMD_ATC_INV`s for that stream are refused for a second, after the next one
-//! for two seconds, and so on up to [`MAX_BACKOFF`]. The guest sees the same as without this: a
-//! device that does not answer.
+//! gives up waiting for the device. How long that takes is up to the SMMU and the PCIe root port:
+//! up to a minute. So a guest is not allowed to try again at once: after a time-out that was
+//! confirmed by a second one, its `CMD_ATC_INV`s for that stream are refused for a second, after
+//! the next one for two seconds, and so on up to [`MAX_BACKOFF`]. The guest sees the same as
+//! without this: a device that does not answer.
 //!
 //! A submitter waits for one second at most, which may be less than the SMMU waits for the device.
 //! The `CERROR_ATC_INV_SYNC` that comes afterwards is kept here, and told at the guest's next
@@ -98,8 +98,8 @@ impl Streams {
         self.count.load(Relaxed) != 0
     }
 
-    /// Calls `f` for the entry of a stream, with an empty one if there is none. Afterwards the entry
-    /// is kept if `f` returns a stream.
+    /// Calls `f` for the entry of a stream, with an empty one if there is none. Afterwards the
+    /// entry is kept if `f` returns a stream.
     #[cold]
     fn update<R>(
         &self,
@@ -114,16 +114,14 @@ impl Streams {
         let index = found
             .or_else(|| streams.iter().position(Option::is_none))
             .unwrap_or_else(|| Self::soonest(&*streams));
-        let stream = found
-            .and_then(|index| streams[index])
-            .unwrap_or(Stream {
-                sid,
-                timeouts: 0,
-                refused_until: now,
-                pending: None,
-                is_untold: false,
-                is_to_block: false,
-            });
+        let stream = found.and_then(|index| streams[index]).unwrap_or(Stream {
+            sid,
+            timeouts: 0,
+            refused_until: now,
+            pending: None,
+            is_untold: false,
+            is_to_block: false,
+        });
 
         let (stream, result) = f(stream);
         if stream.is_some() || found.is_some() {

@@ -409,8 +409,8 @@ mod sanitiser {
             if let Some(command) = block.get_mut(at) {
                 *command = cmd(ATC_INV | vsid);
             }
-            let (batch, result) = features
-                .sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(STREAM));
+            let (batch, result) =
+                features.sanitise_block(&mut block, HOST_VMID, |id| (id == VSID).then_some(STREAM));
             assert!(result.is_ok());
             assert_eq!(batch.has_atc_inv(), at < others.len());
         }
@@ -484,7 +484,10 @@ mod sanitiser {
             ..STREAM
         };
         let (batch, result) = features.sanitise_block(&mut block, HOST_VMID, |_| Some(stream));
-        assert_eq!((result, batch.cmds().len(), batch.requests(0)), (Err(Illegal), 0, 1));
+        assert_eq!(
+            (result, batch.cmds().len(), batch.requests(0)),
+            (Err(Illegal), 0, 1)
+        );
         let (batch, result) = features.sanitise_block(&mut block, HOST_VMID, |_| None);
         assert_eq!((result, batch.requests(0)), (Err(Illegal), 0));
     }

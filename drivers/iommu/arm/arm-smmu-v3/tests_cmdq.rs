@@ -118,16 +118,25 @@ mod single {
         Ok(())
     }
 
-    /// A guest's command that can never be fetched, nor what replaces it: its submitter is told, and
-    /// others that the queue does not move. All is well when the slot is.
+    /// A guest's command that can never be fetched, nor what replaces it: its submitter is told,
+    /// and others that the queue does not move. All is well when the slot is.
     #[test]
     fn abt_for_ever() -> Result {
         assert!(each(|bench| {
             let start = bench.slots();
             bench.smmu().hurry(50);
-            ensure!(bench.0.issue(&[Fine, Abort(FOR_EVER), Fine], Wait::Complete) == stuck(ABT));
+            ensure!(
+                bench
+                    .0
+                    .issue(&[Fine, Abort(FOR_EVER), Fine], Wait::Complete)
+                    == stuck(ABT)
+            );
             let log = bench.smmu().take_log();
-            ensure!(log.iter().map(|error| error.action).take(3).eq([Retry, Replace, Replace]));
+            ensure!(log
+                .iter()
+                .map(|error| error.action)
+                .take(3)
+                .eq([Retry, Replace, Replace]));
             // CAST: The bits of the register.
             let cons = (start + 1) as u32 & 0xff | 2 << 24;
             ensure!(log.iter().all(|error| error.cons == cons));

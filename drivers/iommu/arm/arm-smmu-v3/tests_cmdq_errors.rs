@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests for the command queue in trouble, on an SMMU made of software: nothing of the host is
-//! lost, each submitter learns its own errors and no others, and completion MSIs may be late.
+//! KUnit tests for the command queue in trouble, on an SMMU made of software: nothing of the host
+//! is lost, each submitter learns its own errors and no others, and completion MSIs may be late.
 
 use kernel::{
     prelude::*,
@@ -17,7 +17,8 @@ use super::{
     },
     soft_smmu::{
         Fate::*,
-        FOR_EVER, //
+        FOR_EVER,
+        SID_UNANSWERED, //
     },
     tests_harness::{
         each,
@@ -224,7 +225,13 @@ mod host {
     #[test]
     fn atc_goes_on() -> Result {
         assert!(each(|bench| {
-            let fates = [Answered, Unanswered, AnsweredAgain, Unanswered, AnsweredAgain];
+            let fates = [
+                Answered,
+                Unanswered,
+                AnsweredAgain,
+                Unanswered,
+                AnsweredAgain,
+            ];
             ensure!(bench.0.issue_host(&fates, true) == fails(1, ATC));
             for index in [0, 2, 4] {
                 ensure!(bench.smmu().is_complete(bench.0.tag(index)));
@@ -254,6 +261,33 @@ mod host {
             ensure!(bench.smmu().is_complete(bench.0.tag(0)));
             let _ = bench.smmu().take_log();
             bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// With interrupts disabled there is no time for a replay of each command, nor for a slow
+    /// queue.
+    #[test]
+    fn no_interrupts() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().disable_interrupts(true);
+            let fates = [Answered, AnsweredAgain, AnsweredAgain];
+            ensure!(bench.0.issue_host(&fates, true).is_ok());
+            ensure!(bench.0.is_true(3, Ok(())));
+            ensure!(bench.smmu().replays() == 0);
+            ensure!(bench.smmu().take_log().len() == 1);
+
+            // Which device it was is known if there is only one.
+            ensure!(bench.0.issue_host(&[Answered, Unanswered], true) == fails(0, ATC));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.0.issue_host(&[Unanswered, Unanswered], true) == fails(0, ATC));
+            ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+            ensure!(bench.smmu().take_log().len() == 4);
+
+            ensure!(bench.0.issue_host(&[Slow; 16], true) == TIMEOUT);
+            bench.smmu().disable_interrupts(false);
+            ensure!(bench.0.issue_host(&[], true).is_ok());
+            bench.is_clean()
         })?);
         Ok(())
     }
@@ -318,7 +352,10 @@ mod errors {
 
             // The SMMU does not get past the slot: nothing is known to be complete.
             ensure!(
-                bench.0.issue(&[Fine, Abort(FOR_EVER), Illegal], Wait::Complete) == stuck(ABT)
+                bench
+                    .0
+                    .issue(&[Fine, Abort(FOR_EVER), Illegal], Wait::Complete)
+                    == stuck(ABT)
             );
             bench.smmu().heal();
             ensure!(bench.0.issue(&[], Wait::Complete).is_ok());

@@ -2,8 +2,8 @@
 
 //! What the KUnit tests of the command queue have in common.
 //!
-//! What to expect is written down there in the specification's terms: which slot an error is at, and
-//! what it is (Arm IHI 0070, 4.1.2, 4.7.3 and 7.1).
+//! What to expect is written down there in the specification's terms: which slot an error is at,
+//! and what it is (Arm IHI 0070, 4.1.2, 4.7.3 and 7.1).
 
 use kernel::{
     prelude::*,
@@ -66,7 +66,12 @@ pub(super) use tell;
 macro_rules! ensure {
     ($condition:expr $(,)?) => {
         if !$condition {
-            tell!("{}:{}: not so: {}\n", file!(), line!(), stringify!($condition));
+            tell!(
+                "{}:{}: not so: {}\n",
+                file!(),
+                line!(),
+                stringify!($condition)
+            );
             return false;
         }
     };
@@ -182,10 +187,7 @@ impl Producer {
         let cmds = &self.commands(fates)[..fates.len()];
         let has_atc_inv = cmds.iter().any(Cmd::is_atc_inv);
 
-        settled(
-            self.queue
-                .issue_guest(cmds, has_atc_inv, is_cancelled),
-        )
+        settled(self.queue.issue_guest(cmds, has_atc_inv, is_cancelled))
     }
 
     /// Issues a batch of the host.
@@ -344,7 +346,11 @@ pub(super) fn each(test: impl Fn(&mut Bench) -> bool) -> Result<bool> {
 }
 
 /// Makes up a batch. One in so many has faults. Returns its length and how long to wait.
-pub(super) fn random_batch(random: &mut Random, faulty: u32, fates: &mut [Fate; 64]) -> (usize, Wait) {
+pub(super) fn random_batch(
+    random: &mut Random,
+    faulty: u32,
+    fates: &mut [Fate; 64],
+) -> (usize, Wait) {
     // CAST: A small number.
     let len = match random.below(8) {
         0 => random.below(65),

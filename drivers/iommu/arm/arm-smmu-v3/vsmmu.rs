@@ -71,7 +71,9 @@ impl CacheInvalidate for Vsmmu {
         #[cfg_attr(not(CONFIG_ARM_SMMU_V3_FAULT_INJECTION), expect(unused_mut))]
         let (mut batch, rest) =
             smmu.features()
-                .sanitise_block(array.read(block)?, self.vmid(), |vsid| self.find_stream(vsid));
+                .sanitise_block(array.read(block)?, self.vmid(), |vsid| {
+                    self.find_stream(vsid)
+                });
 
         #[cfg(CONFIG_ARM_SMMU_V3_FAULT_INJECTION)]
         if let Some(attr) = cmdq.hw.fail_guest_cmd() {
