@@ -69,7 +69,8 @@ enum What {
     /// ioctl(IOMMU_HWPT_INVALIDATE) with a command that the SMMU finds illegal. Needs a kernel with
     /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
     Error,
-    /// What a Linux guest has queued, relayed with an ioctl a batch and with an ioctl a command
+    /// What a Linux guest has queued, relayed as if one CPU had queued it or several at a time, and with an
+    /// ioctl a command
     Relay,
     /// Mapping and unmapping a page of an IOAS that the device is attached to
     IoasMap,

@@ -7,16 +7,8 @@ use std::sync::Arc;
 use iommufd_ioctls::IommuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vsmmu_nested::Command;
-use vsmmu_relay::{
-    self as relay, Batch, Cmdq, Config, Handled, Outcome, Progress, Signal, Vmm, iommufd, op,
-};
-
-const CR0: u64 = 0x20;
-const GERROR: u64 = 0x60;
-const GERRORN: u64 = 0x64;
-const CMDQ_BASE: u64 = 0x90;
-const CMDQ_PROD: u64 = 0x98;
-const CMDQ_CONS: u64 = 0x9c;
+use vsmmu_relay::reg::{self, CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, GERROR, GERRORN};
+use vsmmu_relay::{self as relay, Action, Cmdq, Config, Handled, Signal, iommufd, op};
 
 /// More rounds than anything takes that ends.
 const ROUNDS: u32 = 20_000;
@@ -44,45 +36,6 @@ pub struct Parts {
     pub viommu_id: u32,
 }
 
-/// The VMM.
-struct Machine {
-    parts: Parts,
-    ioctls: u32,
-    own: u32,
-    interrupt: bool,
-}
-
-impl Vmm for Machine {
-    fn invalidate(&mut self, batch: Batch<'_>) -> Outcome {
-        self.ioctls += 1;
-        iommufd::invalidate(&self.parts.iommufd, self.parts.viommu_id, batch)
-    }
-
-    fn command(&mut self, command: relay::Command) -> Handled {
-        match command.opcode() {
-            op::CFGI_STE => {
-                self.own += 1;
-                Handled::Done
-            }
-            _ => Handled::Illegal,
-        }
-    }
-
-    fn sync(&mut self, signal: Signal) {
-        if let Signal::Irq { address, data } = signal
-            && address != 0
-        {
-            // If there is no memory, the guest does not get it.
-            let at = GuestAddress(address);
-            let _ = self.parts.memory.write_obj(data.to_le(), at);
-        }
-    }
-
-    fn gerror(&mut self) {
-        self.interrupt = true;
-    }
-}
-
 /// An error, as the guest has found it in its registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -95,9 +48,11 @@ pub struct Seen {
 /// The guest.
 pub struct Guest {
     queue: Cmdq,
-    machine: Machine,
+    parts: Parts,
     config: Config,
     log2size: u32,
+    ioctls: u32,
+    own: u32,
     /// The errors that it has seen.
     pub seen: Vec<Seen>,
     /// The errnos that the relay has reported to the VMM.
@@ -113,17 +68,14 @@ impl Guest {
             queue: Cmdq::new(config),
             log2size,
             config,
-            machine: Machine {
-                parts,
-                ioctls: 0,
-                own: 0,
-                interrupt: false,
-            },
+            ioctls: 0,
+            own: 0,
+            parts,
             seen: Vec::new(),
             problems: Vec::new(),
             fault: None,
         };
-        guest.start(guest.machine.parts.ring);
+        guest.start(guest.parts.ring);
         guest
     }
 
@@ -134,7 +86,7 @@ impl Guest {
         assert!(self.queue.write(CMDQ_BASE, 8, base));
         self.write(CMDQ_PROD, 0);
         self.write(CMDQ_CONS, 0);
-        self.write(CR0, 1 << 3);
+        self.write(CR0, reg::CR0_CMDQEN);
     }
 
     fn read(&self, offset: u64) -> u32 {
@@ -147,12 +99,12 @@ impl Guest {
 
     /// How often the VMM has made the ioctl.
     pub fn ioctls(&self) -> u32 {
-        self.machine.ioctls
+        self.ioctls
     }
 
     /// How many commands the VMM has executed by itself.
     pub fn own(&self) -> u32 {
-        self.machine.own
+        self.own
     }
 
     /// Whether an error is active.
@@ -162,8 +114,8 @@ impl Guest {
 
     fn put(&self, pointer: u32, command: Command) {
         let index = u64::from(pointer & ((1 << self.log2size) - 1));
-        let at = GuestAddress(self.machine.parts.ring.0 + index * 16);
-        let memory = &self.machine.parts.memory;
+        let at = GuestAddress(self.parts.ring.0 + index * 16);
+        let memory = &self.parts.memory;
         memory.write_obj(command, at).expect("the ring is there");
     }
 
@@ -207,18 +159,52 @@ impl Guest {
 
     /// Lets the VMM consume what is queued. Says whether there is an interrupt.
     pub fn consume(&mut self) -> bool {
-        loop {
-            let memory = self.machine.parts.memory.clone();
-            match self.queue.process(&memory, &mut self.machine) {
-                Ok(Progress::Done) => return std::mem::take(&mut self.machine.interrupt),
-                Ok(Progress::More) => {}
-                Err(e) => {
+        let mut interrupt = false;
+        while let Some(action) = self
+            .queue
+            .next(&self.parts.memory, relay::Command::is_forwardable)
+        {
+            match action {
+                Action::Invalidate(batch) => {
+                    self.ioctls += 1;
+                    let parts = &self.parts;
+                    let outcome = iommufd::invalidate(&parts.iommufd, parts.viommu_id, &batch);
+                    self.queue.complete(batch, outcome);
+                }
+                Action::Execute(own) => {
+                    let handled = self.execute(own.command());
+                    self.queue.complete_own(own, handled);
+                }
+                Action::Sync(signal) => self.signal(signal),
+                Action::Gerror => interrupt = true,
+                Action::Problem(e) => {
                     self.problems.push(e.errno);
                     if self.problems.len() >= PROBLEMS {
                         return false;
                     }
                 }
             }
+        }
+        interrupt
+    }
+
+    fn execute(&mut self, command: relay::Command) -> Handled {
+        match command.opcode() {
+            op::CFGI_STE => {
+                self.own += 1;
+                Handled::Done
+            }
+            _ => Handled::Illegal,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Signal::Irq { address, data } = signal
+            && address != 0
+        {
+            // If there is no memory, the guest does not get it.
+            let at = GuestAddress(address);
+            let _ = self.parts.memory.write_obj(data.to_le(), at);
         }
     }
 
@@ -250,17 +236,16 @@ impl Guest {
     /// Switches the queue off and on.
     pub fn toggle(&mut self) {
         self.write(CR0, 0);
-        self.write(CR0, 1 << 3);
+        self.write(CR0, reg::CR0_CMDQEN);
     }
 
-    /// Goes on in another VMM, which gets its state as text, and copies commands.
+    /// Goes on in another VMM, which gets its state as text, and sends fewer commands at a time.
     pub fn migrate(&mut self) {
         let text = serde_json::to_string(&self.queue.state()).expect("plain data");
-        self.queue = Cmdq::new(Config {
-            direct: false,
-            ..self.config
-        });
-        self.queue
-            .restore(serde_json::from_str(&text).expect("the same"));
+        let state = serde_json::from_str(&text).expect("the same");
+        let mut config = self.config;
+        config.max_batch = 16;
+        self.queue = Cmdq::new(config);
+        self.queue.restore(&state).expect("as it was saved");
     }
 }

@@ -155,6 +155,12 @@ fn between(n: u64) -> Vec<Command> {
     commands
 }
 
+/// A CMD_SYNC behind each but the last, as several CPUs of a guest queue them.
+fn with_syncs(commands: [Command; 3]) -> Vec<Command> {
+    let [first, second, last] = commands;
+    vec![first, cmd_sync(), second, cmd_sync(), last]
+}
+
 fn at_other(kind: Kind, i: u64) -> Rule {
     Rule::new(kind).opcode(op::TLBI_NH_VA).address(page(i))
 }
@@ -191,14 +197,17 @@ fn sound(rows: &mut Vec<Row>) {
         )
         .ioctls(1, 4),
     );
-    rows.push(
-        Row::submits("long-copied", "the same, copied by the VMM", between(200))
-            .ioctls(4, 4)
-            .with(|config| config.direct = false),
-    );
     let mut wrap = Row::submits("wrap", "200 commands in a queue of 16", between(200));
     wrap.log2size = 4;
     rows.push(wrap);
+    rows.push(
+        Row::submits(
+            "syncs",
+            "three commands, each with a CMD_SYNC behind: one ioctl",
+            with_syncs([a(), other(0), b()]),
+        )
+        .ioctls(1, 1),
+    );
     let ste = Command::from_words(
         u64::from(vsmmu_relay::op::CFGI_STE) | u64::from(VSID) << 32,
         1,
@@ -273,6 +282,16 @@ fn illegal(rows: &mut Vec<Row>) {
         .with(|config| config.exact = false)
         .sees(ILL, 3)
         .ioctls(6, 6),
+    );
+    rows.push(
+        Row::submits(
+            "ill-syncs",
+            "a CFGI_CD without a device between two CMD_SYNCs",
+            with_syncs([a(), no_device, b()]),
+        )
+        .sees(ILL, 2)
+        // The batch, two commands by themselves, and the last.
+        .ioctls(2, 4),
     );
     let mut many = between(200);
     for i in [60, 61, 130] {
@@ -486,6 +505,16 @@ fn failing(rows: &mut Vec<Row>) {
         .fails(at_atc(2).forever())
         .sees(ATC_INV_SYNC, 6)
         .ioctls(3, 0),
+    );
+    rows.push(
+        Row::submits(
+            "atc-syncs",
+            "one between two CMD_SYNCs: the second of them has the error",
+            with_syncs([a(), atc(0), b()]),
+        )
+        .fails(at_atc(0).forever())
+        .sees(ATC_INV_SYNC, 3)
+        .ioctls(2, 0),
     );
     rows.push(
         Row::submits(

@@ -2,7 +2,7 @@
 
 //! What a command queue has to know of its commands (IHI 0070, chapter 4).
 
-/// Opcodes, for [`Vmm::forwards`](crate::Vmm::forwards) and [`Vmm::command`](crate::Vmm::command).
+/// Opcodes.
 pub mod op {
     /// CMD_PREFETCH_CONFIG
     pub const PREFETCH_CONFIG: u8 = 0x01;

@@ -3,54 +3,12 @@
 //! What the host's kernel is asked, and what can be believed of its answer.
 
 use core::fmt;
-use core::marker::PhantomData;
-
-use crate::command::Bytes;
 
 /// Flag in the `flags` of `struct iommu_hw_info_arm_smmuv3`: the kernel says exactly how many commands
 /// are complete, and why the next one is not.
 pub const IOMMU_HW_INFO_ARM_SMMUV3_INVALIDATE_ERROR_CODE: u32 = 1 << 1;
 
-/// Commands for one `ioctl(IOMMU_HWPT_INVALIDATE)`: one at least.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    address: u64,
-    count: u32,
-    commands: PhantomData<&'a [Bytes]>,
-}
-
-impl<'a> Batch<'a> {
-    /// Guest memory at this address of the process, for as long as `'a` is.
-    pub(crate) fn in_guest_memory(address: u64, count: u32) -> Self {
-        Batch {
-            address,
-            count,
-            commands: PhantomData,
-        }
-    }
-
-    pub(crate) fn copied(commands: &'a [Bytes]) -> Self {
-        Batch {
-            address: commands.as_ptr() as u64,
-            count: commands.len() as u32,
-            commands: PhantomData,
-        }
-    }
-
-    /// Where they are, in this process: `data_uptr`.
-    ///
-    /// Only the kernel should read there, as the guest may be writing.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// How many they are, of 16 bytes each: `entry_num`.
-    pub fn count(&self) -> u32 {
-        self.count
-    }
-}
-
-/// The answer to a [`Batch`], as the kernel gave it.
+/// The answer to a [`Batch`](crate::Batch), as the kernel gave it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
     /// 0, or the positive errno.
@@ -61,8 +19,8 @@ pub struct Outcome {
     pub code: u32,
 }
 
-/// A problem of the host's that is not the guest's fault. The guest has not been shown anything, and the
-/// queue stands at the first command that is not known to be complete.
+/// A problem of the host's that is not the guest's fault. The guest sees no error, and the queue stands at
+/// the first command that is not known to be complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostError {
     /// The positive errno.

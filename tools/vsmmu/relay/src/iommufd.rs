@@ -11,10 +11,11 @@ use iommufd_ioctls::{IommuFd, IommufdError};
 use crate::command::COMMAND_LEN;
 use crate::{Batch, Outcome};
 
-/// Has the vIOMMU execute the commands: what [`Vmm::invalidate`](crate::Vmm::invalidate) is to do.
+/// Has the vIOMMU execute the commands: what is to be done for an
+/// [`Action::Invalidate`](crate::Action::Invalidate).
 ///
 /// The error code is in a word that older headers call reserved, so bindings of any age will do.
-pub fn invalidate(iommufd: &IommuFd, viommu_id: u32, batch: Batch<'_>) -> Outcome {
+pub fn invalidate(iommufd: &IommuFd, viommu_id: u32, batch: &Batch) -> Outcome {
     let mut arg = iommu_hwpt_invalidate {
         size: size_of::<iommu_hwpt_invalidate>() as u32,
         hwpt_id: viommu_id,
