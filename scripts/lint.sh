@@ -152,6 +152,30 @@ check_cargoclippy() {
 				CARGO_TARGET_DIR=$BUILD/verify cargo clippy --workspace --locked --all-targets -- -D warnings)
 }
 
+# The library that others can use: each combination of its features, its documentation,
+# and what would be published. That it needs no standard library shows where that
+# would bring a second panic handler.
+check_relay() {
+	local features out=$BUILD/cargo
+	local -x CARGO_TARGET_DIR=$out
+	cd "$REPO/tools/vsmmu"
+	for features in {iommufd,}\ {vm-memory,}\ {serde,}\ {log,}; do
+		cargo clippy --locked -p vsmmu-relay --lib --no-default-features --features "$features" -- -D warnings || return 1
+	done
+	cargo build --locked -p vsmmu-relay --lib --no-default-features --features "serde log" &&
+		rustc --edition 2024 --crate-type lib --emit metadata -o "$out/no_std.rmeta" -L "dependency=$out/debug/deps" \
+			--extern "vsmmu_relay=$out/debug/libvsmmu_relay.rlib" - <<-EOF &&
+			#![no_std]
+			extern crate vsmmu_relay;
+			#[panic_handler]
+			fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+			    loop {}
+			}
+		EOF
+		RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features -p vsmmu-relay &&
+		cargo package --locked --allow-dirty -p vsmmu-relay
+}
+
 mkdir -p "$LOGS"
 declare -A what=(
 	[shellcheck]="shell scripts: shellcheck"
@@ -164,8 +188,9 @@ declare -A what=(
 	[docs]="documentation: the tests that it names are there"
 	[cargofmt]="user space: cargo fmt"
 	[cargoclippy]="user space: clippy, warnings are errors"
+	[relay]="the relay: features, no_std, documentation, cargo package"
 )
-(($#)) || set -- shellcheck codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy kernel
+(($#)) || set -- shellcheck codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy relay kernel
 for name in "$@"; do
 	check "$name" "${what[$name]}"
 done
