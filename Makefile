@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify modular x86_64 c-objects series series-check series-check-full lint clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,7 @@ help: ## this list
 # LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
 # UPDATE : for bench-check: 1 to write what is expected from now on
+# RUNS : for fuzz: how many guests
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
 
@@ -82,6 +83,9 @@ bench-check: tree ## counts instructions of a few cases; fails if there are more
 
 verify: ## checks parts of the driver exhaustively or by proof; ends with a table
 	@scripts/enter scripts/verify.sh $(ONLY)
+
+fuzz: ## has libFuzzer play guests to the relay, RUNS of them
+	@scripts/enter scripts/fuzz.sh $(RUNS)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test.sh modular
