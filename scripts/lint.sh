@@ -153,7 +153,7 @@ check_cargoclippy() {
 }
 
 # The library that others can use: each combination of its features, its documentation,
-# and what would be published. That it needs no standard library shows where that
+# what would be published, and its fuzzer. That it needs no standard library shows where that
 # would bring a second panic handler.
 check_relay() {
 	local features out=$BUILD/cargo
@@ -173,7 +173,9 @@ check_relay() {
 			}
 		EOF
 		RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features -p vsmmu-relay &&
-		cargo package --locked --allow-dirty -p vsmmu-relay
+		cargo package --locked --allow-dirty -p vsmmu-relay &&
+		cd relay/fuzz && cargo fmt --check &&
+		CARGO_TARGET_DIR=$out/fuzz CXX=clang++ RUSTFLAGS='--cfg fuzzing' cargo clippy --locked -- -D warnings
 }
 
 mkdir -p "$LOGS"
@@ -188,7 +190,7 @@ declare -A what=(
 	[docs]="documentation: the tests that it names are there"
 	[cargofmt]="user space: cargo fmt"
 	[cargoclippy]="user space: clippy, warnings are errors"
-	[relay]="the relay: features, no_std, documentation, cargo package"
+	[relay]="the relay: features, no_std, documentation, cargo package, fuzzer"
 )
 (($#)) || set -- shellcheck codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy relay kernel
 for name in "$@"; do

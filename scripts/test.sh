@@ -62,6 +62,14 @@ group_userspace() {
 	# A program that dies does not tell of its tests.
 	[[ $counts != *' 0' ]] || counts="${counts% *} $rc"
 	result userspace "${counts% *}" "${counts#* }" "$what"
+	local example
+	for example in blocking asynchronous; do
+		what="the relay's example, $example"
+		rc=0
+		logged "relay-$example" "userspace: $what" env CARGO_TARGET_DIR="$BUILD/cargo" \
+			bash -c "cd '$REPO/tools/vsmmu' && cargo run --locked -p vsmmu-relay --example $example" || rc=1
+		result userspace $((1 - rc)) $rc "$what"
+	done
 }
 
 # Every suite of the kernel's tests that is built in is run; those of the new
