@@ -197,7 +197,7 @@ def stage(pristine, staging, until=None, after=lambda patch: None):
     for patch, adds in series():
         apply(patch, pristine, staging, touched)
         for text in adds:
-            if text.startswith("Kconfig "):
+            if text.startswith("Kconfig ") and text.split()[1] in every:
                 added.add(KCONFIG)
                 present.add(text.split()[1])
             elif text in new:
