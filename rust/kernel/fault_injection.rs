@@ -15,8 +15,8 @@ use crate::{
 ///
 /// The directory has the usual files of the kernel's fault injection, such as `probability`,
 /// `times` and `space`. Initially, nothing fails. The files in the directory change that. If the
-/// directory cannot be created, or without `CONFIG_FAULT_INJECTION_DEBUG_FS`, the only way to inject
-/// the failure is the `fail-nth` file of a task.
+/// directory cannot be created, or without `CONFIG_FAULT_INJECTION_DEBUG_FS`, the only way to
+/// inject the failure is the `fail-nth` file of a task.
 ///
 /// # Examples
 ///

@@ -19,8 +19,8 @@ use crate::{
 /// A spinlock that never sleeps.
 ///
 /// Exposes the kernel's [`raw_spinlock_t`]. It differs from [`SpinLock`] on real-time kernels only,
-/// where that one sleeps. The interrupt state is not changed. Data that an interrupt handler uses as
-/// well needs a [`RawSpinLockIrq`].
+/// where that one sleeps. The interrupt state is not changed. Data that an interrupt handler uses
+/// as well needs a [`RawSpinLockIrq`].
 ///
 /// [`raw_spinlock_t`]: srctree/include/linux/spinlock_types_raw.h
 /// [`SpinLock`]: crate::sync::SpinLock
@@ -257,7 +257,6 @@ impl<T: ?Sized> Lock<T, RawSpinLockIrqBackend> {
 
 #[kunit_tests(rust_raw_spinlock_irq)]
 mod tests {
-    use super::*;
     use crate::interrupt::local_interrupt_disable;
     use pin_init::stack_pin_init;
 

@@ -13,7 +13,7 @@ extern crate kernel as pin_init;
 include!(concat!(env!("OUT_DIR"), "/driver.rs"));
 
 use cmd::Cmd;
-use sanitise::{Features, Illegal};
+use sanitise::{Features, Illegal, Stream};
 use spec::Spec;
 
 pub mod spec;
@@ -69,6 +69,16 @@ impl Question {
         }
     }
 
+    /// A device with ATS and substreams. Without, a `CMD_ATC_INV` may have no effect, which is not
+    /// for its bits to say, and which KUnit tests look at.
+    fn find_stream(&self) -> Option<Stream> {
+        self.found.then_some(Stream {
+            sid: self.sid,
+            has_ats: true,
+            has_substreams: true,
+        })
+    }
+
     /// Each combination of what an SMMU may have.
     pub fn feature_sets() -> Vec<Self> {
         let mut sets = Vec::new();
@@ -98,7 +108,7 @@ pub extern "C" fn verify_rust(question: &Question, answer: &mut Answer) {
         .features()
         .sanitise_block(&mut block, question.vmid, |vsid| {
             lookups.set((vsid, lookups.get().1 + 1));
-            question.found.then_some(question.sid)
+            question.find_stream()
         });
     let has_atc_inv = batch.has_atc_inv();
     let verdict = match (batch.cmds().len(), result) {
@@ -135,7 +145,7 @@ pub fn check_block(spec: &Spec, question: &Question, before: &[[u64; 2]]) -> Res
     let (batch, result) = question
         .features()
         .sanitise_block(&mut cmds, question.vmid, |_| {
-            question.found.then_some(question.sid)
+            question.find_stream()
         });
     let said = (batch.cmds().len(), result.is_ok(), batch.has_atc_inv());
     let after: Vec<[u64; 2]> = cmds.iter().map(|cmd| cmd.words()).collect();

@@ -125,7 +125,7 @@ impl Spec {
             0 => num != 0 || scale != 0 || ttl != 0,
             // A 16 KB granule has no blocks at level 1 without 52-bit addresses.
             2 if ttl == 1 => !self.ds,
-            // A single page of any level takes no range.
+            // With a granule, one of the others has to be there.
             _ => num == 0 && scale == 0 && ttl == 0,
         };
         let illegal = reserved != 0
