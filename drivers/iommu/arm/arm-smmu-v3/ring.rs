@@ -315,8 +315,10 @@ impl Ring {
         let end = self.head.0.reserved.fetch_sub(OWNED, Relaxed) & !OWNED;
 
         // Others may still be writing. Each of them has a dma_wmb() between its entries and its
-        // bits. The acquire orders the bits before the write of PROD: a control dependency to a
-        // device write would do on arm64, but neither C11 nor the LKMM promises that.
+        // bits, and the acquire orders the bits before the write of PROD. That the SMMU then sees
+        // the entries as well follows from arm64 being other-multi-copy atomic; the LKMM does not
+        // promise it without a release of PROD. C relies on the same. See the litmus tests
+        // CMDQ-valid-bit*.
         self.for_each_word::<H>(slots.end, end, |word, mask, valid| {
             while word.load(Acquire) & mask != valid {
                 cpu_relax();
