@@ -244,7 +244,7 @@ pub unsafe extern "C" fn arm_smmu_rust_cmdq_forget_stream(
 
 /// The operation `cache_invalidate` of a vSMMU.
 ///
-/// For `arm_vsmmu_cache_invalidate()`, which the vIOMMUs of Tegra241 use too.
+/// In place of `arm_vsmmu_cache_invalidate()`. The vIOMMUs of Tegra241 use it too.
 ///
 /// # Safety
 ///
