@@ -148,6 +148,9 @@ const MAX_GUEST_SLOTS: usize = 256;
 /// see the completion.
 const ERROR_INTERVAL: Delta = Delta::from_micros(100);
 
+/// A waiter takes so many looks, by which most waits are over, before it asks what the time is.
+const FIRST_LOOKS: u32 = 4;
+
 /// A waiter that has seen an error looks again after so much time.
 const RETRY_INTERVAL: Delta = Delta::from_micros(10);
 
@@ -680,6 +683,15 @@ impl<H: Hw> Cmdq<H> {
         limit: Delta,
         look: impl Fn() -> Option<T>,
     ) -> Result<T, TimedOut> {
+        let mut looks = 0u32;
+        while looks < FIRST_LOOKS {
+            self.hw.pause(looks, Delta::ZERO, for_sync);
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            looks += 1;
+        }
+
         let begin = self.hw.now();
         let mut now = begin;
         // Since when the queue stands still, and where.
@@ -687,12 +699,10 @@ impl<H: Hw> Cmdq<H> {
         let mut cons = None;
         let mut next_check = begin + ERROR_INTERVAL;
         let mut is_moving = false;
-        let mut looks = 0u32;
 
         loop {
             self.hw.pause(looks, now - since, for_sync);
             looks = looks.saturating_add(1);
-
             // Before the look, in case that this CPU is preempted by a hypervisor after it.
             now = self.hw.now();
             if let Some(found) = look() {
