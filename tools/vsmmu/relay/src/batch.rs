@@ -32,6 +32,7 @@ pub(crate) struct SyncEntry {
 
 impl Batch {
     /// How many commands there are, of 16 bytes each: `entry_num`.
+    #[inline]
     pub fn count(&self) -> u32 {
         self.commands.len() as u32
     }
@@ -52,6 +53,7 @@ impl Batch {
     }
 
     /// How many CMD_SYNCs of the guest's are complete when all commands are.
+    #[inline]
     pub fn sync_count(&self) -> u32 {
         self.syncs.len() as u32
     }
@@ -61,10 +63,12 @@ impl Batch {
         self.syncs.clear();
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, bytes: Bytes) {
         self.commands.push(bytes);
     }
 
+    #[inline]
     pub(crate) fn push_sync(&mut self, signal: Signal) {
         let behind = self.count();
         self.syncs.push(SyncEntry { behind, signal });

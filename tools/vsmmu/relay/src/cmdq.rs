@@ -60,6 +60,7 @@ impl Config {
         }
     }
 
+    #[inline]
     fn most(&self) -> u32 {
         let limit = if self.exact { u32::MAX } else { INEXACT_MAX };
         self.max_batch.clamp(1, limit)
@@ -541,6 +542,7 @@ enum Kind {
 }
 
 impl Kind {
+    #[inline]
     fn of(command: Command) -> Self {
         if command.is_secure() {
             return Kind::Illegal;
@@ -570,6 +572,7 @@ impl Window {
     }
 
     /// The entry that is so many behind CONS, and before PROD. `None` if it cannot be read.
+    #[inline]
     fn fetch<M: Memory + ?Sized>(
         &mut self,
         memory: &M,
@@ -577,21 +580,25 @@ impl Window {
         behind: u32,
     ) -> Option<Bytes> {
         if behind >= self.start + self.len {
-            let (address, contiguous) = state.entry(behind);
-            let count = contiguous.min(state.left() - behind).min(WINDOW as u32);
-            self.start = behind;
-            self.len = 0;
-            // If not all can be read, the first one perhaps can.
-            for len in [count, 1] {
-                let bytes = self.bytes[..len as usize].as_flattened_mut();
-                if memory.fetch(address, bytes).is_ok() {
-                    self.len = len;
-                    break;
-                }
-            }
+            self.refill(memory, state, behind);
         }
         self.bytes[..self.len as usize]
             .get((behind - self.start) as usize)
             .copied()
+    }
+
+    /// Reads the entries from there on, the first one alone if not all can be read, or none.
+    fn refill<M: Memory + ?Sized>(&mut self, memory: &M, state: &State, behind: u32) {
+        let (address, contiguous) = state.entry(behind);
+        let count = contiguous.min(state.left() - behind).min(WINDOW as u32);
+        self.start = behind;
+        self.len = 0;
+        for len in [count, 1] {
+            let bytes = self.bytes[..len as usize].as_flattened_mut();
+            if memory.fetch(address, bytes).is_ok() {
+                self.len = len;
+                break;
+            }
+        }
     }
 }

@@ -52,6 +52,7 @@ pub(crate) const COMMAND_LEN: usize = 16;
 pub(crate) type Bytes = [u8; COMMAND_LEN];
 
 impl Command {
+    #[inline]
     pub(crate) fn from_bytes(bytes: &Bytes) -> Self {
         let both = u128::from_le_bytes(*bytes);
         Command {
@@ -60,6 +61,7 @@ impl Command {
     }
 
     /// Its opcode, see [`op`].
+    #[inline]
     pub fn opcode(self) -> u8 {
         self.words[0] as u8
     }
@@ -70,6 +72,7 @@ impl Command {
     }
 
     /// Whether `IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3` takes commands with this opcode.
+    #[inline]
     pub fn is_forwardable(self) -> bool {
         matches!(
             self.opcode(),
@@ -85,11 +88,13 @@ impl Command {
     }
 
     /// For the Secure programming interface only: illegal in a Non-secure queue, whatever it is.
+    #[inline]
     pub(crate) fn is_secure(self) -> bool {
         self.words[0] & 1 << 10 != 0
     }
 
     /// Of a CMD_SYNC, how its completion is signalled. There is none for the reserved encoding.
+    #[inline]
     pub(crate) fn signal(self) -> Option<Signal> {
         match self.words[0] >> 12 & 3 {
             0 => Some(Signal::None),

@@ -136,6 +136,7 @@ impl State {
     }
 
     /// How many entries the queue has. LOG2SIZE above IDR1.CMDQS reads back, and counts as IDR1.CMDQS.
+    #[inline]
     pub(crate) fn entries(&self) -> u32 {
         let log2size = (self.base & BASE_LOG2SIZE) as u32;
         1 << log2size.min(self.cmdqs.into())
@@ -143,12 +144,14 @@ impl State {
 
     /// How many entries there are from CONS to PROD. If the guest writes a PROD that is more than a full
     /// queue ahead, this is more than the queue has, and some are consumed twice.
+    #[inline]
     pub(crate) fn left(&self) -> u32 {
         self.prod.wrapping_sub(self.cons) & (2 * self.entries() - 1)
     }
 
     /// The address of the entry that is so many behind CONS, and how many follow up to the end of the
     /// ring, with that one.
+    #[inline]
     pub(crate) fn entry(&self, behind: u32) -> (u64, u32) {
         let entries = self.entries();
         let size = u64::from(entries) * 16;
@@ -160,6 +163,7 @@ impl State {
 
     /// Moves CONS behind `count` entries, but not beyond PROD. Says whether it has got that far: if not, the
     /// guest has taken commands back after they were fetched.
+    #[inline]
     pub(crate) fn advance(&mut self, count: u32) -> bool {
         let left = self.left();
         let cons = self.cons.wrapping_add(count.min(left)) & (2 * self.entries() - 1);
@@ -168,6 +172,7 @@ impl State {
     }
 
     /// Whether an error is active, which it is until the guest has written GERRORN.
+    #[inline]
     pub(crate) fn halted(&self) -> bool {
         self.gerror != self.gerrorn
     }
