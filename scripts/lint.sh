@@ -126,10 +126,11 @@ check_kerneldoc() {
 	! comm -13 "$BUILD/kerneldoc.before" "$BUILD/kerneldoc.after" | grep .
 }
 
-# The tests that show what the threat model claims have to be there.
+# Tables are those of what they are made of, and the tests that pages name are there.
 check_docs() {
 	local test named=0 rc=0
 	cd "$REPO"
+	scripts/pages.py || rc=1
 	while read -r test; do
 		named=$((named + 1))
 		grep -rqF -e "$test" drivers tools scripts Documentation || { echo "docs/verification.md: there is no $test"; rc=1; }
@@ -187,7 +188,7 @@ declare -A what=(
 	[rustfmt]="kernel: rustfmt"
 	[kernel]="kernel: W=1 and clippy, warnings are errors"
 	[kerneldoc]="kernel: nothing new from kernel-doc"
-	[docs]="documentation: the tests that it names are there"
+	[docs]="documentation: its tables, and the tests and files that it names"
 	[cargofmt]="user space: cargo fmt"
 	[cargoclippy]="user space: clippy, warnings are errors"
 	[relay]="the relay: features, no_std, documentation, cargo package, fuzzer"
