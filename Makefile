@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -111,6 +111,9 @@ series-check-full: trees ## the same after each patch, with W=1 and clippy; take
 
 lint: tree ## all checks of the sources; ends with "N passed, N failed"
 	@scripts/enter scripts/lint.sh $(ONLY)
+
+docs: tree ## the new pages of the kernel's documentation, by its Sphinx: build/docs/html
+	@scripts/enter scripts/docs.sh
 
 clean: ## removes what was built
 	rm -rf build

@@ -250,13 +250,24 @@ group_series() {
 	result series "${counts% *}" "${counts#* }" "$what"
 }
 
+group_docs() {
+	local log=$LOGS/docs-group.log what="the new pages of the kernel's documentation, by its Sphinx, without warnings"
+	say "docs: $what"
+	if "$REPO/scripts/docs.sh" >"$log" 2>&1; then
+		result docs 1 0 "$what"
+	else
+		cat "$log" >&2
+		result docs 0 1 "$what"
+	fi
+}
+
 group_x86_64() {
 	image x86_64 || return 0
 	result x86_64 1 0 "the ioctl handler compiles for x86_64 without warnings"
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm verify demo modular kunit relay c bench series x86_64 c_objects userspace)
+all=(kselftest faults vmm verify demo modular kunit relay c bench series x86_64 c_objects userspace docs)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"
