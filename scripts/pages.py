@@ -163,6 +163,15 @@ def main():
             glob = re.escape(path).replace(r"\*", "[^/]*")
             if path.split("/")[0] in tops and not any(re.match(f"{glob.rstrip('/')}(/|$)", name) for name in files):
                 wrong.append(f"{where}: there is no {path}")
+    # The map in README has each file of the driver, and no other.
+    driver = str(DRIVER.relative_to(REPO))
+    ours = {name.rpartition("/")[2] for name in files if name.rpartition("/")[0] == driver}
+    listed = set(re.findall(r"`([a-z0-9_*-]+\.(?:rs|c))`", README.read_text()))
+    globs = [re.compile(re.escape(name).replace(r"\*", "[^/]*")) for name in listed]
+    wrong += [f"README.md: {driver}/{name} is not in the map" for name in sorted(ours)
+              if not any(glob.fullmatch(name) for glob in globs)]
+    wrong += [f"README.md: there is no {driver}/{glob.pattern}" for glob in globs
+              if not any(glob.fullmatch(name) for name in ours)]
     for where, names in named.items():
         wrong += [f"{where}: there is no test {kind}:{name}" for kind, name in names if not tests.has(kind, name)]
 
