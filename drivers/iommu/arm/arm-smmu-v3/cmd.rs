@@ -207,6 +207,27 @@ impl Cmd {
         Self::new([0, 0])
     }
 
+    /// What stands in a block for a request that is complete without a command: its index, with an
+    /// opcode that is reserved (4.1.3).
+    #[inline]
+    pub(crate) fn skipped(request: usize) -> Self {
+        // CAST: `usize` has 64 bits here.
+        Self::new([0, request as u64])
+    }
+
+    /// Whether this is what [`Self::skipped()`] makes.
+    #[inline]
+    pub(crate) fn is_skipped(&self) -> bool {
+        self.words()[0] == 0
+    }
+
+    /// The index of the request.
+    #[inline]
+    pub(crate) fn skipped_request(&self) -> usize {
+        // CAST: It was one.
+        self.words()[1] as usize
+    }
+
     /// Whether this is `CMD_ATC_INV`.
     #[inline]
     pub(crate) fn is_atc_inv(&self) -> bool {

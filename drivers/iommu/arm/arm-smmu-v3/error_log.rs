@@ -196,6 +196,15 @@ impl ErrorLog {
         let len = self.records.len();
         let mut slot = slots.start;
 
+        // Most batches are that short.
+        let (bit, count) = (slot % BITS, slots.end - slot);
+        if bit + count <= BITS.min(len) && count != 0 {
+            f(
+                &self.guests[slot / BITS],
+                (u64::MAX >> (BITS - count)) << bit,
+            );
+            return;
+        }
         while slot < slots.end {
             let index = slot & (len - 1);
             let bit = index % BITS;

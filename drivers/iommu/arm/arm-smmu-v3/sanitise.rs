@@ -66,44 +66,12 @@ pub(crate) struct Illegal;
 /// * Each of them is what [`Features::sanitise()`] makes of a guest's command, but for those that
 ///   were made illegal on purpose.
 /// * `has_atc_inv` is set if there is a `CMD_ATC_INV` among them.
-/// * `skipped` has the requests that there is no command for.
+/// * `skipped` are what [`Cmd::skipped()`] makes of the requests that there is no command for, in
+///   their order.
 pub(crate) struct Batch<'a> {
     cmds: &'a mut [Cmd],
+    skipped: &'a [Cmd],
     has_atc_inv: bool,
-    skipped: Skipped,
-}
-
-/// The most requests in a block.
-pub(crate) const MAX_BLOCK: usize = 256;
-
-/// The requests of a block that are complete without a command: a bit for each, by its index.
-#[derive(Clone, Copy)]
-struct Skipped([u64; MAX_BLOCK / u64::BITS as usize]);
-
-impl Skipped {
-    /// No requests.
-    const NONE: Self = Self([0; MAX_BLOCK / u64::BITS as usize]);
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
-    }
-
-    fn contains(&self, index: usize) -> bool {
-        let bits = u64::BITS as usize;
-
-        self.0
-            .get(index / bits)
-            .is_some_and(|word| (word >> (index % bits)) & 1 != 0)
-    }
-
-    #[cold]
-    fn insert(&mut self, index: usize) {
-        let bits = u64::BITS as usize;
-
-        if let Some(word) = self.0.get_mut(index / bits) {
-            *word |= 1 << (index % bits);
-        }
-    }
 }
 
 impl Batch<'_> {
@@ -124,15 +92,9 @@ impl Batch<'_> {
     /// They are as many, unless some were complete without a command.
     #[inline]
     pub(crate) fn requests(&self, count: usize) -> usize {
-        if self.skipped.is_empty() {
-            return count;
-        }
-        // The next request that has a command is the one with so many of those before it.
-        let mut left = count;
-        let mut request = 0;
-        while left != 0 || self.skipped.contains(request) {
-            left -= usize::from(!self.skipped.contains(request));
-            request += 1;
+        let mut request = count;
+        for skipped in self.skipped {
+            request += usize::from(skipped.skipped_request() <= request);
         }
         request
     }
@@ -155,7 +117,7 @@ impl Features {
     /// one that is illegal.
     ///
     /// `vmid` is the VMID of the guest. `find_stream` looks up the device that the guest knows by a
-    /// virtual stream ID. There may be up to [`MAX_BLOCK`] commands.
+    /// virtual stream ID.
     ///
     /// A `CMD_ATC_INV` has no effect, and so is complete without a command, if its device has ATS
     /// disabled, or if it is for a substream and the device has none. An SMMU that sends it to the
@@ -168,7 +130,7 @@ impl Features {
         find_stream: impl Fn(u32) -> Option<Stream>,
     ) -> (Batch<'a>, Result<(), Illegal>) {
         let mut has_atc_inv = false;
-        let mut skipped = Skipped::NONE;
+        let mut has_skipped = false;
         let mut result = Ok(());
         let mut len = 0;
 
@@ -181,8 +143,8 @@ impl Features {
                         sane
                     }
                     Ok(None) => {
-                        skipped.insert(len);
-                        *cmd
+                        has_skipped = true;
+                        Cmd::skipped(len)
                     }
                     Err(e) => {
                         result = Err(e);
@@ -193,15 +155,17 @@ impl Features {
             *cmd = sane;
             len += 1;
         }
-        if !skipped.is_empty() {
-            len = remove(&mut block[..len], &skipped);
+        let block = &mut block[..len];
+        if has_skipped {
+            len = set_aside(block);
         }
-        // INVARIANT: As many of them were replaced, and those are removed for which there is no
+        let (cmds, skipped) = block.split_at_mut(len);
+        // INVARIANT: As many of them were replaced, and those set aside for which there is no
         // command.
         let batch = Batch {
-            cmds: &mut block[..len],
-            has_atc_inv,
+            cmds,
             skipped,
+            has_atc_inv,
         };
         (batch, result)
     }
@@ -367,18 +331,18 @@ impl Features {
     }
 }
 
-/// Moves the commands that are not skipped to the front. Returns their number.
+/// Moves what [`Cmd::skipped()`] has made to the end. Returns the number of the others.
 #[cold]
-fn remove(cmds: &mut [Cmd], skipped: &Skipped) -> usize {
-    let mut len = 0;
+fn set_aside(cmds: &mut [Cmd]) -> usize {
+    let mut end = cmds.len();
 
-    for index in 0..cmds.len() {
-        if !skipped.contains(index) {
-            cmds[len] = cmds[index];
-            len += 1;
+    for index in (0..cmds.len()).rev() {
+        if cmds[index].is_skipped() {
+            cmds[index..end].rotate_left(1);
+            end -= 1;
         }
     }
-    len
+    end
 }
 
 /// Of the first word of a `CMD_TLBI_*`, the bits that each of them but `CMD_TLBI_NSNH_ALL` has.

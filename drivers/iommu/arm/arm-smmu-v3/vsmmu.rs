@@ -21,8 +21,7 @@ use super::{
     hw::Cerror,
     sanitise::{
         Batch,
-        Illegal,
-        MAX_BLOCK, //
+        Illegal, //
     }, //
 };
 
@@ -55,7 +54,7 @@ impl CacheInvalidate for Vsmmu {
         let cmdq = smmu.cmdq();
         let mut small = [const { MaybeUninit::uninit() }; SMALL_BLOCK];
         let mut large = KVec::new();
-        let max = cmdq.max_guest_cmds().min(MAX_BLOCK);
+        let max = cmdq.max_guest_cmds();
 
         // The wait for the CMD_SYNC takes most of the time, so it pays to have many commands before
         // one. Without the memory for that it still works.
