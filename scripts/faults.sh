@@ -12,6 +12,9 @@
 #	QEMU		an emulator that fails on demand (the one that qemu.sh builds)
 #	QEMU_ARGS	more arguments for it
 #	TIMEOUT		seconds after which a guest is ended (900)
+#
+# Time is counted in instructions there, so that it does not depend on the machine: 8 ns
+# each, and none for waiting when nothing is to be done.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -19,12 +22,14 @@
 variant=${VARIANT:-rust}
 [[ ${QEMU-} ]] || QEMU=$("$REPO/scripts/qemu.sh")
 export QEMU
-declare -A cpus=([smp1]=1 [smp4]=4 [small1]=1 [small4]=4 [msi1]=1 [msi4]=4) model=(
+declare -A cpus=([smp1]=1 [smp4]=4 [small1]=1 [small4]=4 [msi1]=1 [msi4]=4 [pages1]=1 [pages4]=4) model=(
 	[smp1]='' [smp4]=''
 	# A queue of 128 entries, which two batches fill.
 	[small1]=x-cmdqs=7 [small4]=x-cmdqs=7
 	# CMD_SYNCs that complete with MSIs, for which the driver polls memory.
 	[msi1]=x-msi=on [msi4]=x-msi=on
+	# No ranges, so that the host needs many commands for a large unmapping.
+	[pages1]=x-ril=off [pages4]=x-ril=off
 )
 program=${PROGRAM:-vsmmu-faults}
 files=${program#vsmmu-}-$variant
@@ -34,25 +39,36 @@ configurations=()
 for arg; do
 	if [[ ${cpus[$arg]-} ]]; then configurations+=("$arg"); else run+=" --only $arg"; fi
 done
-((${#configurations[@]})) || configurations=(smp1 smp4 small1 small4 msi1 msi4)
+((${#configurations[@]})) || configurations=(smp1 smp4 small1 small4 msi1 msi4 pages1 pages4)
 # What the driver says of the errors, which here are no faults of its own.
 allow='arm-smmu-v3.*(CMDQ error|CMD_SYNC timeout|unexpected|GERROR|retrying|failed)'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$LOGS"
+
+# machine MONITOR MODEL SHIFT: prints arguments for QEMU, where an instruction takes
+# 2^SHIFT nanoseconds.
+machine() {
+	local slot
+	printf '%s ' -icount "shift=$3,sleep=off" -global arm-smmuv3.x-ats=on ${2:+-global "arm-smmuv3.$2"}
+	# The emulator's monitor is at the other end of a serial port of the machine's.
+	printf '%s ' -qmp "unix:$1,server=on,wait=off" -chardev "socket,id=monitor,path=$1" \
+		-device pci-serial,chardev=monitor -device edu,dma_mask=0xffffffffffff
+	# The network devices are behind root ports, as without one they would have no ATS.
+	for slot in 1 2; do
+		printf '%s ' -device "pcie-root-port,id=rp$slot,slot=$slot" \
+			-device "virtio-net-pci,bus=rp$slot,ats=on,iommu_platform=on,disable-legacy=on,romfile="
+	done
+}
+
 counts_file=$LOGS/$files.counts
 : >"$counts_file"
 passed=0 failed=0 latencies=''
 
 for name in "${configurations[@]}"; do
 	log=$LOGS/$files-$name.log
-	# The emulator's monitor is at the other end of a serial port of the machine's.
-	# The network device is behind a root port, as without one it would have no ATS.
-	args="-global arm-smmuv3.x-ats=on ${model[$name]:+-global arm-smmuv3.${model[$name]}}"
-	args+=" -qmp unix:$work/$name,server=on,wait=off -chardev socket,id=monitor,path=$work/$name"
-	args+=" -device pci-serial,chardev=monitor -device edu,dma_mask=0xffffffffffff"
-	args+=" -device pcie-root-port,id=rp0 -device virtio-net-pci,bus=rp0,ats=on,iommu_platform=on,disable-legacy=on,romfile="
+	args=$(machine "$work/$name" "${model[$name]}" 3)
 	say "$program: the $variant kernel, configuration $name (${cpus[$name]} CPU$([[ ${cpus[$name]} == 1 ]] || echo s)${model[$name]:+, ${model[$name]}})"
 	rc=0
 	NAME=$files-$name VARIANT=$variant SMP=${cpus[$name]} QEMU_ARGS="$args ${QEMU_ARGS-}" \

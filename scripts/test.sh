@@ -150,7 +150,7 @@ group_kselftest() {
 # small queue, polling registers and memory. make faults has the combinations.
 # The C kernel tells nobody of an error: if no row fails there, they do not look.
 group_faults() {
-	local name good bad what
+	local name good bad what variant
 	image rust && image c && initrd || return 0
 	rm -f "$LOGS"/faults-{rust,c}.counts
 	VARIANT=rust "$REPO/scripts/faults.sh" smp1 small4 msi4 >/dev/null || true
@@ -166,6 +166,13 @@ group_faults() {
 	else
 		result faults 0 1 "the rows do not tell the C kernel from the Rust one: $LOGS/faults-c-smp4.log"
 	fi
+	# The host's own invalidations are lost on neither.
+	for variant in rust c; do
+		good='' bad='' what=''
+		VARIANT=$variant "$REPO/scripts/faults.sh" pages4 unmap- >/dev/null || true
+		read -r name good bad what < <(cat "$LOGS/faults-$variant.counts" 2>/dev/null) || true
+		result faults "${good:-0}" "${bad:-1}" "unmappings that the SMMU cannot fetch, $variant kernel, pages4${what:+ ($what)}"
+	done
 }
 
 # Instructions are exact, so that a change which costs some shows.

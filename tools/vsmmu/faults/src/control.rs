@@ -4,7 +4,7 @@
 //! monitor.
 //!
 //! The port is driven from here, by its registers, as the kernel under test need not have a driver for
-//! it. One byte goes at a time, with no interrupts.
+//! it. A few bytes go at a time, with no interrupts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,6 +18,9 @@ use vsmmu_nested::pci;
 
 /// QEMU's `pci-serial`: one 16550A, with its registers in I/O space.
 const PORT_PCI_ID: (u16, u16) = (0x1b36, 0x0002);
+
+/// CMD_TLBI_S2_IPA, which only the host sends.
+pub const TLBI_S2_IPA: u8 = 0x2a;
 
 /// For an answer. The monitor takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -57,7 +60,9 @@ impl Port {
     const LINE_STATUS: u64 = 5;
     const FIFOS_ON: u8 = 1 << 0;
     const DATA_READY: u8 = 1 << 0;
+    /// The FIFO is empty.
     const CAN_SEND: u8 = 1 << 5;
+    const FIFO: usize = 16;
 
     fn open() -> Result<Self, Error> {
         let bdf = pci::find(PORT_PCI_ID.0, PORT_PCI_ID.1).map_err(Error::NoPort)?;
@@ -96,9 +101,11 @@ impl Port {
     }
 
     fn send(&self, text: &str) -> Result<(), Error> {
-        for byte in text.bytes() {
+        for bytes in text.as_bytes().chunks(Self::FIFO) {
             self.wait(Self::CAN_SEND)?;
-            self.write(Self::DATA, byte)?;
+            for byte in bytes {
+                self.write(Self::DATA, *byte)?;
+            }
         }
         Ok(())
     }
@@ -165,8 +172,14 @@ pub enum Kind {
     Ill,
     /// CERROR_ABT at the command.
     Abt,
+    /// CERROR_ABT at each such command for so many microseconds of the guest's time, from the first on.
+    AbtFor(u64),
     /// The command, an ATC_INV, times out: CERROR_ATC_INV_SYNC at the CMD_SYNC behind it.
     AtcInvSync,
+    /// The same, after so many milliseconds in which the CMD_SYNC waits for the device.
+    AtcTimeout(u32),
+    /// The command is consumed, and has no effect.
+    Drop,
     /// Nothing is consumed for so many milliseconds of the guest's time; 0: until the rules change.
     Stall(u32),
 }
@@ -184,7 +197,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The next command, whichever it is, once.
+    /// The next command, whichever it is, once, or for the time that it says.
     pub fn new(kind: Kind) -> Self {
         Rule {
             kind,
@@ -192,7 +205,7 @@ impl Rule {
             stream_id: None,
             address: None,
             skip: 0,
-            count: 1,
+            count: u32::from(!matches!(kind, Kind::AbtFor(_))),
         }
     }
 
@@ -249,7 +262,16 @@ impl Rule {
         let error = match self.kind {
             Kind::Ill => "ill",
             Kind::Abt => "abt",
+            Kind::AbtFor(us) => {
+                rule.insert("us".into(), us.into());
+                "abt"
+            }
             Kind::AtcInvSync => "atc-inv-sync",
+            Kind::AtcTimeout(ms) => {
+                rule.insert("ms".into(), ms.into());
+                "atc-inv-sync"
+            }
+            Kind::Drop => "drop",
             Kind::Stall(ms) => {
                 rule.insert("ms".into(), ms.into());
                 "stall"
@@ -286,6 +308,12 @@ pub struct Stats {
     pub acks: u64,
     /// ATC_INVs consumed, whether they have timed out or not.
     pub atc_invs: u64,
+    /// TLBI_NH_VAs consumed.
+    pub tlbi_nh_vas: u64,
+    /// TLBI_S2_IPAs consumed, which only the host sends.
+    pub tlbi_s2_ipas: u64,
+    /// Reads of CMDQ_CONS, GERROR and GERRORN.
+    pub reads: u64,
     /// CMD_SYNCs consumed.
     pub syncs: u64,
 }
@@ -300,6 +328,9 @@ impl Stats {
             stalls: self.stalls + other.stalls,
             acks: self.acks + other.acks,
             atc_invs: self.atc_invs + other.atc_invs,
+            tlbi_nh_vas: self.tlbi_nh_vas + other.tlbi_nh_vas,
+            tlbi_s2_ipas: self.tlbi_s2_ipas + other.tlbi_s2_ipas,
+            reads: self.reads + other.reads,
             syncs: self.syncs + other.syncs,
         }
     }
@@ -313,6 +344,9 @@ impl Stats {
             stalls: self.stalls - before.stalls,
             acks: self.acks - before.acks,
             atc_invs: self.atc_invs - before.atc_invs,
+            tlbi_nh_vas: self.tlbi_nh_vas - before.tlbi_nh_vas,
+            tlbi_s2_ipas: self.tlbi_s2_ipas - before.tlbi_s2_ipas,
+            reads: self.reads - before.reads,
             syncs: self.syncs - before.syncs,
         }
     }
@@ -388,10 +422,20 @@ impl Control {
         let stats = self.get("x-cmdq-stats")?;
         let read = || {
             // Opcodes of which there were none are not in the list.
-            let mut commands = stats["commands"].as_array()?.iter();
-            let atc_invs = commands.find(|of| of["opcode"] == op::ATC_INV);
+            let commands = stats["commands"].as_array()?;
+            let consumed = |opcode: u8| {
+                let entry = commands.iter().find(|of| of["opcode"] == opcode);
+                entry.map_or(Some(0), |of| of["count"].as_u64())
+            };
+            let reads = ["cons-reads", "gerror-reads", "gerrorn-reads"];
             Some(Stats {
-                atc_invs: atc_invs.map_or(Some(0), |of| of["count"].as_u64())?,
+                atc_invs: consumed(op::ATC_INV)?,
+                tlbi_nh_vas: consumed(op::TLBI_NH_VA)?,
+                tlbi_s2_ipas: consumed(TLBI_S2_IPA)?,
+                reads: reads
+                    .iter()
+                    .map(|name| stats[*name].as_u64())
+                    .sum::<Option<_>>()?,
                 ill: stats["errors"]["ill"].as_u64()?,
                 abt: stats["errors"]["abt"].as_u64()?,
                 atc: stats["errors"]["atc-inv-sync"].as_u64()?,
@@ -474,6 +518,14 @@ mod tests {
             (
                 Rule::new(Kind::Stall(300)).skip(5),
                 json!({"error": "stall", "ms": 300, "skip": 5, "count": 1}),
+            ),
+            (
+                Rule::new(Kind::AbtFor(10)).opcode(TLBI_S2_IPA),
+                json!({"error": "abt", "us": 10, "opcode": 0x2a, "skip": 0, "count": 0}),
+            ),
+            (
+                Rule::new(Kind::AtcTimeout(300)).times(3),
+                json!({"error": "atc-inv-sync", "ms": 300, "skip": 0, "count": 3}),
             ),
         ] {
             assert_eq!(rule.to_json(), text);

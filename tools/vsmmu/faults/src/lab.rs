@@ -9,6 +9,7 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use iommufd_ioctls::IommufdError;
 use vsmmu_nested::{Command, ErrorCode, Outcome, edu, pci};
 
 use crate::control::{self, Control, Kind, Rule, Stats};
@@ -19,9 +20,9 @@ use crate::vm::{self, ASID, Caller, HostPage, NET_PCI_ID, Sights, Vm};
 pub const QUICK: Duration = Duration::from_millis(250);
 /// The driver's time limit, after which it gives up an SMMU that consumes nothing.
 pub const LIMIT: Duration = Duration::from_secs(1);
-/// More than the attempts that are made with an error that does not go away. (With a kernel that does not
-/// give up it is some ten thousand in a second.)
-pub const STORM: u64 = 12;
+/// An error that does not go away is acknowledged at most once a millisecond, after this many at first.
+/// (With a kernel that has no pauses it is some ten thousand in a second.)
+const STORM: u64 = 100;
 /// A thread that is not back by then never will be.
 const STUCK: Duration = Duration::from_secs(30);
 /// Wrong answers in a row of many calls, after which there is nothing to learn from more.
@@ -36,6 +37,9 @@ pub enum Error {
     /// A VM.
     #[error(transparent)]
     Vm(#[from] vm::Error),
+    /// Mapping in stage 2, or unmapping.
+    #[error("cannot map or unmap in stage 2")]
+    Map(#[source] IommufdError),
     /// A device.
     #[error(transparent)]
     Pci(#[from] pci::Error),
@@ -45,6 +49,9 @@ pub enum Error {
     /// The kernel.
     #[error("{0} calls have not come back within {STUCK:?}")]
     Stuck(usize),
+    /// The machine.
+    #[error("the machine is too busy: a call of some milliseconds has taken a tenth of a second")]
+    Slow,
     /// Placing threads and interrupts.
     #[error("{0}")]
     System(String, #[source] io::Error),
@@ -171,6 +178,8 @@ pub struct Shot {
     pub atc_invs: u64,
     /// How long the SMMU goes on to fail after the call, with nobody calling.
     pub linger: Duration,
+    /// The errors are not to come faster than the kernel is to acknowledge them.
+    pub calm: bool,
 }
 
 /// How a row came out.
@@ -217,10 +226,15 @@ pub struct Lab {
     pub other: Option<Vm>,
     /// The VM with the device that has ATS, if the SMMU has it as well.
     pub net: Option<Vm>,
+    /// The VM with the DMA engine also has a device with ATS.
+    pub edu_has_net: bool,
     /// Log2 of the entries that the command queue can have.
     pub cmdqs: u64,
     /// The SMMU completes CMD_SYNCs with MSIs.
     pub msi: bool,
+    /// An ATC_INV was not answered since the devices with ATS were attached, so that the next ones are
+    /// refused for some time.
+    unanswered: bool,
     /// For the table at the end.
     pub latencies: Vec<Latency>,
 }
@@ -234,24 +248,47 @@ impl Lab {
         control.set(&[])?;
         let edus = pci::find_all(edu::PCI_ID.0, edu::PCI_ID.1)?;
         let first = edus.first().ok_or(Error::Missing("edu device"))?;
-        let edu = Vm::with_edu(first)?;
+        let mut edu = Vm::with_edu(first)?;
         let other = edus.get(1).map(|bdf| Vm::with_edu(bdf)).transpose()?;
-        let net = match pci::find_all(NET_PCI_ID.0, NET_PCI_ID.1)?.first() {
-            Some(bdf) if edu.smmu_has_ats() => Some(Vm::with_net(bdf)?),
-            _ => None,
-        };
+        let mut nets = pci::find_all(NET_PCI_ID.0, NET_PCI_ID.1)?.into_iter();
+        let mut net = None;
+        let mut edu_has_net = false;
+        if edu.smmu_has_ats() {
+            net = nets.next().map(|bdf| Vm::with_net(&bdf)).transpose()?;
+            if let Some(bdf) = nets.next() {
+                edu.add_net(&bdf)?;
+                edu_has_net = true;
+            }
+        }
         Ok(Lab {
             control,
             edu,
             other,
             net,
+            edu_has_net,
             cmdqs,
             msi,
+            unanswered: false,
             latencies: Vec::new(),
         })
     }
 
-    fn vm(&mut self, on: On) -> Result<&mut Vm, Error> {
+    /// Whether the host invalidates ranges, and not page by page.
+    pub fn has_ranges(&self) -> bool {
+        self.edu.smmu().hw_info().ril()
+    }
+
+    /// Attaches the devices with ATS anew, with which all that they have not answered is forgotten.
+    pub fn attach_net(&mut self) -> Result<(), Error> {
+        self.control.set(&[])?;
+        self.vm(On::Net)?.attach()?;
+        self.edu.attach_added()?;
+        self.unanswered = false;
+        Ok(())
+    }
+
+    /// One of the VMs.
+    pub fn vm(&mut self, on: On) -> Result<&mut Vm, Error> {
         match on {
             On::Edu => Ok(&mut self.edu),
             On::Net => self.net.as_mut().ok_or(Error::Missing("device with ATS")),
@@ -278,7 +315,15 @@ impl Lab {
         for (i, shot) in shots.iter().enumerate() {
             raised.add(&shot.raised);
             atc_invs += shot.atc_invs;
+            if self.unanswered {
+                self.attach_net()?;
+            }
+            let storm = match shot.calm {
+                true => Some(self.control.stats()?),
+                false => None,
+            };
             self.control.set(&shot.rules)?;
+            let start = Instant::now();
             let ((got, time), sights) = match shot.dma {
                 Some(_) => {
                     let vm = self.vm(shot.on)?;
@@ -288,7 +333,12 @@ impl Lab {
                 None => (self.caller(shot.on)?.call(&shot.commands), None),
             };
             thread::sleep(shot.linger);
+            self.unanswered |=
+                shot.commands.iter().any(|command| command.is_atc_inv()) && got.errno != 0;
             let mut faults = judge(shot, &got, time, sights);
+            if let Some(before) = storm {
+                faults.extend(self.check_calm(before, start)?);
+            }
             if !faults.is_empty() {
                 wrong += 1;
                 if shots.len() > 1 {
@@ -331,6 +381,17 @@ impl Lab {
         Ok(finding)
     }
 
+    /// Ends all failing. Whether there were more errors since then than a kernel that makes pauses has
+    /// acknowledged.
+    pub fn check_calm(&mut self, before: Stats, start: Instant) -> Result<Option<String>, Error> {
+        self.control.set(&[])?;
+        let time = start.elapsed();
+        let stats = self.control.stats()?.since(before);
+        let errors = stats.ill + stats.abt + stats.atc;
+        let storm = u128::from(errors) > u128::from(STORM) + time.as_millis();
+        Ok(storm.then(|| format!("an interrupt storm: {errors} errors in {time:?}")))
+    }
+
     /// Whether the SMMU has raised what the rules say, and for no other reason.
     fn check_hits(
         &mut self,
@@ -338,6 +399,10 @@ impl Lab {
         before: Stats,
         finding: &mut Finding,
     ) -> Result<(), Error> {
+        // They have been ended already.
+        if shot.calm {
+            return Ok(());
+        }
         let hits = self.control.hits()?;
         if hits.len() != shot.rules.len() {
             finding.faults.push("the SMMU has lost rules".into());
@@ -351,8 +416,8 @@ impl Lab {
                 .sum()
         };
         let ill = applied(|kind| kind == Kind::Ill);
-        let abt = applied(|kind| kind == Kind::Abt);
-        let atc = applied(|kind| kind == Kind::AtcInvSync);
+        let abt = applied(|kind| matches!(kind, Kind::Abt | Kind::AbtFor(_)));
+        let atc = applied(|kind| matches!(kind, Kind::AtcInvSync | Kind::AtcTimeout(_)));
         let stalls = applied(|kind| matches!(kind, Kind::Stall(_)));
         // One error can be for several ATC_INVs.
         let right = (stats.ill, stats.abt, stats.stalls) == (ill, abt, stalls)
@@ -366,7 +431,7 @@ impl Lab {
     }
 
     /// Ends all failing, and checks that a call then succeeds, and quickly.
-    fn recover(&mut self, on: On, finding: &mut Finding) -> Result<(), Error> {
+    pub fn recover(&mut self, on: On, finding: &mut Finding) -> Result<(), Error> {
         self.control.set(&[])?;
         let start = Instant::now();
         if let Err(e) = self.vm(on)?.invalidate_all() {
@@ -517,11 +582,11 @@ fn innocent_calls(caller: &Caller, started: &Barrier, stop: &AtomicBool) -> Othe
 
 fn innocent_maps(caller: &Caller, started: &Barrier, stop: &AtomicBool) -> Others {
     let mut others = Others::default();
-    let page = HostPage::new();
+    let page = HostPage::filled(1, 0);
     started.wait();
     while !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
-        let result = caller.map_and_unmap(&page);
+        let result = caller.map_and_unmap(&page[0]);
         others.add(result.err().map(|e| e.to_string()), start.elapsed());
     }
     others
@@ -578,6 +643,22 @@ fn triple(errno: i32, num: &str, code: u32) -> String {
         other => format!("errno {other}"),
     };
     format!("{errno} {num} {code}")
+}
+
+/// A counter of the kernel's, in the file of the command queue in debugfs.
+pub fn debugfs(name: &str) -> Result<u64, Error> {
+    let dir = "/sys/kernel/debug";
+    let entries = fs::read_dir(dir).map_err(|e| Error::System(dir.into(), e))?;
+    let files = entries.flatten().map(|entry| entry.path().join("cmdq"));
+    let text = files
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .next()
+        .ok_or(Error::Missing("statistics of the command queue in debugfs"))?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or(Error::Missing("such counter in debugfs"))
 }
 
 /// How many CPUs there are.

@@ -2,6 +2,7 @@
 
 //! The VMs: each has a device behind a nested SMMU of its own, all on the one SMMU.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use vsmmu_nested::{Command, Failure, GuestRam, InvalidateArg, NestedSmmu, Outcom
 
 /// The stream id that each "guest" uses for its device.
 pub const VSID: u32 = 0x1234;
+/// That of a second device, which has ATS.
+pub const ATS_VSID: u32 = 0x1235;
 /// The ASID of each context descriptor.
 pub const ASID: u16 = 0x51;
 /// The two pages that DMA reads. They are neighbours, so that one DMA can read both.
@@ -29,8 +32,8 @@ const PAGE_OUT: u64 = 0x1100_0000;
 /// Guest memory; below 1 TiB, and clear of the window that the host keeps for MSIs.
 const RAM_BASE: GuestAddress = GuestAddress(0x4000_0000);
 const RAM_SIZE: usize = 1 << 20;
-/// Where [`Caller::map_and_unmap`] maps something beside it.
-const HOST_IOVA: u64 = 0x8000_0000;
+/// Where [`Caller::map`] maps something beside it.
+pub const HOST_IOVA: u64 = 0x8000_0000;
 
 /// QEMU's virtio-net, which can have ATS.
 pub const NET_PCI_ID: (u16, u16) = (0x1af4, 0x1041);
@@ -86,33 +89,45 @@ impl Caller {
 
     /// Maps `page` in stage 2 where nothing is, and unmaps it, for which the host has to invalidate.
     pub fn map_and_unmap(&self, page: &HostPage) -> Result<(), IommufdError> {
+        let pages = slice::from_ref(page);
+        self.map(pages)?;
+        self.unmap(pages)
+    }
+
+    /// Maps `pages` in stage 2 at [`HOST_IOVA`], where nothing is.
+    pub fn map(&self, pages: &[HostPage]) -> Result<(), IommufdError> {
         self.iommufd.map_iommu_ioas(&iommu_ioas_map {
             size: size_of::<iommu_ioas_map>() as u32,
             flags: iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
                 | iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA,
             ioas_id: self.ioas_id,
-            user_va: &raw const *page as u64,
-            length: PAGE_SIZE,
+            user_va: pages.as_ptr() as u64,
+            length: size_of_val(pages) as u64,
             iova: HOST_IOVA,
             ..Default::default()
-        })?;
+        })
+    }
+
+    /// Unmaps as many pages there.
+    pub fn unmap(&self, pages: &[HostPage]) -> Result<(), IommufdError> {
         self.iommufd.unmap_iommu_ioas(&mut iommu_ioas_unmap {
             size: size_of::<iommu_ioas_unmap>() as u32,
             ioas_id: self.ioas_id,
             iova: HOST_IOVA,
-            length: PAGE_SIZE,
+            length: size_of_val(pages) as u64,
         })
     }
 }
 
 /// Memory to map for a device that only reads it.
+#[derive(Clone, Copy)]
 #[repr(align(4096))]
-pub struct HostPage(#[allow(dead_code)] [u8; PAGE_SIZE as usize]);
+pub struct HostPage(#[allow(dead_code)] [u64; PAGE_SIZE as usize / 8]);
 
 impl HostPage {
-    /// One of zeroes.
-    pub fn new() -> Box<Self> {
-        Box::new(HostPage([0; PAGE_SIZE as usize]))
+    /// `n` of them, filled with `value`.
+    pub fn filled(n: usize, value: u64) -> Vec<Self> {
+        vec![HostPage([value; PAGE_SIZE as usize / 8]); n]
     }
 }
 
@@ -120,6 +135,9 @@ impl HostPage {
 pub struct Vm {
     smmu: NestedSmmu,
     stream_id: u32,
+    /// The stream table entry, and the same without ATS.
+    ste: [u64; 2],
+    ste_without_ats: [u64; 2],
     tables: Stage1,
     /// Guest pages that the tables lead to now: for the pages A and B.
     now: [GuestAddress; 2],
@@ -142,6 +160,19 @@ impl Vm {
         Self::new(bdf, NET_PCI_ID, stage1::with_ats)
     }
 
+    /// Adds the network device at the PCI address `bdf`, which has ATS switched on, as [`ATS_VSID`].
+    pub fn add_net(&mut self, bdf: &str) -> Result<(), Error> {
+        let sysfs = pci::bind_to_vfio(bdf, NET_PCI_ID)?;
+        self.smmu.add(&sysfs, ATS_VSID)?;
+        self.attach_added()
+    }
+
+    /// As [`Vm::attach`], for the device that was added.
+    pub fn attach_added(&mut self) -> Result<(), Error> {
+        let ste = stage1::with_ats(self.ste_without_ats);
+        Ok(self.smmu.attach_added(ste)?)
+    }
+
     fn new(bdf: &str, ids: (u16, u16), ste: fn([u64; 2]) -> [u64; 2]) -> Result<Self, Error> {
         let sysfs = pci::bind_to_vfio(bdf, ids)?;
         let mut smmu = NestedSmmu::new(&sysfs, GuestRam::new(RAM_BASE, RAM_SIZE)?, VSID)?;
@@ -155,10 +186,14 @@ impl Vm {
         tables.map(ram, PAGE_B, now[1])?;
         tables.map(ram, PAGE_OUT, out)?;
         stage1::write_cd(ram, descriptor, &tables, ASID)?;
-        smmu.attach(ste(stage1::ste(descriptor)))?;
+        let ste_without_ats = stage1::ste(descriptor);
+        let ste = ste(ste_without_ats);
+        smmu.attach(ste)?;
         Ok(Vm {
             smmu,
             stream_id: pci::requester_id(bdf),
+            ste,
+            ste_without_ats,
             tables,
             now,
             next,
@@ -175,6 +210,31 @@ impl Vm {
     /// The stream id that the SMMU knows the device by.
     pub fn stream_id(&self) -> u32 {
         self.stream_id
+    }
+
+    /// Attaches the device anew, to the same. What the kernel has against it is forgotten.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        Ok(self.smmu.attach(self.ste)?)
+    }
+
+    /// Attaches the device to the same, but with ATS off.
+    pub fn attach_without_ats(&mut self) -> Result<(), Error> {
+        Ok(self.smmu.attach(self.ste_without_ats)?)
+    }
+
+    /// Attaches the device to stage 2 alone.
+    pub fn attach_stage2(&mut self) -> Result<(), Error> {
+        Ok(self.smmu.attach_stage2()?)
+    }
+
+    /// What the device reads at the beginning of a page in stage 2, to which it is attached alone.
+    pub fn read_stage2(&self, gpa: u64) -> Result<u64, Error> {
+        self.smmu.ram().store(self.out, 0)?;
+        edu::fetch(&self.smmu, gpa, 0, 8)?;
+        edu::put(&self.smmu, self.out.raw_value(), 8)?;
+        let value = self.smmu.ram().load(self.out)?;
+        self.smmu.ram().store(self.out, 0)?;
+        Ok(value)
     }
 
     /// The SMMU has ATS, by what the kernel says.

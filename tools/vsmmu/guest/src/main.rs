@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vsmmu_faults::control::{self, Control};
-use vsmmu_faults::vm::{Sights, Vm};
+use vsmmu_faults::vm::{NET_PCI_ID, Sights, Vm};
 use vsmmu_nested::{edu, pci, with_causes};
 use vsmmu_relay::Config;
 
@@ -73,6 +73,9 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         Err(e) => return Err(e.into()),
     };
     let mut vm = Vm::with_edu(&pci::find(edu::PCI_ID.0, edu::PCI_ID.1)?)?;
+    if control.is_some() {
+        vm.add_net(&pci::find(NET_PCI_ID.0, NET_PCI_ID.1)?)?;
+    }
     let exact = vm.answers_exactly();
     let smmu = vm.smmu();
     let parts = Parts {
@@ -135,6 +138,8 @@ fn try_row(
     })?;
     if let Some(control) = &mut control {
         control.set(&[])?;
+        // What it has not answered is not to concern the next row.
+        vm.attach_added()?;
     }
     vm.invalidate_all()?;
     Ok((guest, sights))

@@ -7,7 +7,7 @@ use std::thread;
 
 use vm_memory::{Bytes, GuestAddress};
 use vsmmu_faults::control::{Kind, Rule};
-use vsmmu_faults::vm::{ASID, PAGE_A, PAGE_B, VSID};
+use vsmmu_faults::vm::{ASID, ATS_VSID, PAGE_A, PAGE_B, VSID};
 use vsmmu_nested::Command;
 use vsmmu_nested::cmd::op;
 use vsmmu_relay::Config;
@@ -139,8 +139,9 @@ fn other(i: u64) -> Command {
     Command::tlbi_nh_va(ASID, page(i), false)
 }
 
+/// To the device that has ATS.
 fn atc(i: u64) -> Command {
-    Command::atc_inv(VSID, page(i), 0)
+    Command::atc_inv(ATS_VSID, page(i), 0)
 }
 
 fn unknown() -> Command {
@@ -413,7 +414,7 @@ fn scribble(guest: &mut Guest, parts: &Parts) {
                 cmd_sync(),
                 other(0).flip_bit(127),
                 other(1),
-                atc(0),
+                Command::atc_inv(VSID, page(0), 0),
             ];
             for command in others.into_iter().cycle() {
                 if stop.load(Ordering::Relaxed) {
@@ -492,7 +493,8 @@ fn failing(rows: &mut Vec<Row>) {
         Row::submits("atc-forever", "the same, whenever it is tried", atcs(4))
             .fails(at_atc(2).forever())
             .sees(ATC_INV_SYNC, 6)
-            .ioctls(2, 0),
+            // The next one to that device is refused.
+            .ioctls(3, 0),
     );
     rows.push(
         Row::submits(
@@ -504,7 +506,8 @@ fn failing(rows: &mut Vec<Row>) {
         .fails(at_atc(0).forever())
         .fails(at_atc(2).forever())
         .sees(ATC_INV_SYNC, 6)
-        .ioctls(3, 0),
+        // The three others are refused, each at the beginning of a batch.
+        .ioctls(5, 0),
     );
     rows.push(
         Row::submits(

@@ -87,6 +87,11 @@ impl Command {
         self.0.map(Le64::to_native)
     }
 
+    /// Whether it is a CMD_ATC_INV.
+    pub fn is_atc_inv(self) -> bool {
+        self.words()[0] & 0xff == u64::from(op::ATC_INV)
+    }
+
     /// The same command with bit `n` of the 128 inverted.
     ///
     /// # Panics

@@ -92,6 +92,7 @@ pub struct NestedSmmu {
     viommu_id: Option<u32>,
     vdevice: Option<Vdevice>,
     s1_hwpt_id: Option<u32>,
+    added: Vec<Added>,
     // The last field, as fields are dropped in their order: until the two above are gone the device can
     // write to it.
     ram: GuestRam,
@@ -146,12 +147,14 @@ impl NestedSmmu {
             viommu_id: None,
             vdevice: None,
             s1_hwpt_id: None,
+            added: Vec::new(),
             ram,
         };
         let s2_hwpt_id = this.alloc_hwpt(
             "make a stage 2 that is a nesting parent",
             iommu_hwpt_alloc {
                 flags: iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT,
+                dev_id,
                 pt_id: this.ioas_id(),
                 data_type: iommu_hwpt_data_type_IOMMU_HWPT_DATA_NONE,
                 ..Default::default()
@@ -233,30 +236,85 @@ impl NestedSmmu {
     ///
     /// When the kernel does not like the entry, or cannot attach.
     pub fn attach(&mut self, ste: [u64; 2]) -> Result<(), Error> {
-        let data = iommu_hwpt_arm_smmuv3 {
-            ste: ste.map(u64::to_le),
-        };
-        let id = self.alloc_hwpt(
-            "make a nested HWPT",
-            iommu_hwpt_alloc {
-                pt_id: self.viommu_id(),
-                data_type: iommu_hwpt_data_type_IOMMU_HWPT_DATA_ARM_SMMUV3,
-                data_len: size_of_val(&data) as u32,
-                data_uptr: &raw const data as u64,
-                ..Default::default()
-            },
-        )?;
+        let id = self.alloc_nested(self.dev_id, ste)?;
         if let Err(e) = self.device.attach_hwpt(id) {
             // The reason to be here is worth more than that of a failure to clean up.
             let _ = self.iommufd().destroy_iommu_object(id);
             return Err(Error::Vfio("attach the device to the nested HWPT", e));
         }
-        if let Some(unused) = self.s1_hwpt_id.replace(id) {
-            self.iommufd()
-                .destroy_iommu_object(unused)
-                .map_err(|e| Error::Iommufd("destroy the former nested HWPT", e))?;
+        let unused = self.s1_hwpt_id.replace(id);
+        self.destroy_hwpt(unused)
+    }
+
+    /// Has another device behind the same nested SMMU, as stream `vsid` to the guest, for as long as this
+    /// exists. It is to be attached by [`NestedSmmu::attach_added`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one of the steps; the error says which.
+    pub fn add(&mut self, sysfs: &Path, vsid: u32) -> Result<(), Error> {
+        let device = VfioDevice::new(sysfs, self.vfio.clone(), false).map_err(|e| {
+            let what = "bind another vfio device to iommufd (has another program opened it?)";
+            Error::Vfio(what, e)
+        })?;
+        let dev_id = device
+            .iommufd_dev_id()
+            .expect("a cdev that is bound has an id");
+        let mut vdevice = Vdevice {
+            iommufd: self.iommufd().clone(),
+            viommu_id: self.viommu_id(),
+            dev_id,
+            vsid,
+            id: None,
+        };
+        vdevice.create()?;
+        self.added.push(Added {
+            device,
+            vdevice,
+            s1_hwpt_id: None,
+        });
+        Ok(())
+    }
+
+    /// As [`NestedSmmu::attach`], for the devices that were added.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn attach_added(&mut self, ste: [u64; 2]) -> Result<(), Error> {
+        for i in 0..self.added.len() {
+            let id = self.alloc_nested(self.added[i].vdevice.dev_id, ste)?;
+            if let Err(e) = self.added[i].device.attach_hwpt(id) {
+                let _ = self.iommufd().destroy_iommu_object(id);
+                return Err(Error::Vfio("attach another device to a nested HWPT", e));
+            }
+            let unused = self.added[i].s1_hwpt_id.replace(id);
+            self.destroy_hwpt(unused)?;
         }
         Ok(())
+    }
+
+    /// Attaches the device to stage 2 alone, in place of what it had: it goes by the addresses of the
+    /// guest's memory.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot attach.
+    pub fn attach_stage2(&mut self) -> Result<(), Error> {
+        self.device
+            .attach_hwpt(self.s2_hwpt_id())
+            .map_err(|e| Error::Vfio("attach the device to stage 2", e))?;
+        let unused = self.s1_hwpt_id.take();
+        self.destroy_hwpt(unused)
+    }
+
+    fn destroy_hwpt(&self, id: Option<u32>) -> Result<(), Error> {
+        let Some(id) = id else {
+            return Ok(());
+        };
+        self.iommufd()
+            .destroy_iommu_object(id)
+            .map_err(|e| Error::Iommufd("destroy the former nested HWPT", e))
     }
 
     /// Has the SMMU execute `commands`, at most [`ENTRY_NUM_MAX`](crate::invalidate::ENTRY_NUM_MAX) of
@@ -276,10 +334,26 @@ impl NestedSmmu {
             .believe(asked, self.hw_info.answers_exactly())
     }
 
+    fn alloc_nested(&self, dev_id: u32, ste: [u64; 2]) -> Result<u32, Error> {
+        let data = iommu_hwpt_arm_smmuv3 {
+            ste: ste.map(u64::to_le),
+        };
+        self.alloc_hwpt(
+            "make a nested HWPT",
+            iommu_hwpt_alloc {
+                dev_id,
+                pt_id: self.viommu_id(),
+                data_type: iommu_hwpt_data_type_IOMMU_HWPT_DATA_ARM_SMMUV3,
+                data_len: size_of_val(&data) as u32,
+                data_uptr: &raw const data as u64,
+                ..Default::default()
+            },
+        )
+    }
+
     fn alloc_hwpt(&self, what: &'static str, alloc: iommu_hwpt_alloc) -> Result<u32, Error> {
         let mut alloc = iommu_hwpt_alloc {
             size: size_of::<iommu_hwpt_alloc>() as u32,
-            dev_id: self.dev_id,
             ..alloc
         };
         self.iommufd()
@@ -293,6 +367,18 @@ impl Drop for NestedSmmu {
     fn drop(&mut self) {
         // Users before what they use. A failure has no remedy here: the kernel takes everything back
         // when the descriptors are closed.
+        for Added {
+            device,
+            vdevice,
+            s1_hwpt_id,
+        } in &mut self.added
+        {
+            let _ = device.detach_hwpt();
+            let _ = vdevice.destroy();
+            if let Some(id) = *s1_hwpt_id {
+                let _ = self.vfio.iommufd().destroy_iommu_object(id);
+            }
+        }
         let _ = self.device.detach_hwpt();
         let vdevice_id = self.vdevice.as_ref().and_then(|vdevice| vdevice.id);
         let ids = [self.s1_hwpt_id, vdevice_id, self.viommu_id, self.s2_hwpt_id];
@@ -300,6 +386,13 @@ impl Drop for NestedSmmu {
             let _ = self.iommufd().destroy_iommu_object(id);
         }
     }
+}
+
+/// Another device behind a [`NestedSmmu`].
+struct Added {
+    device: VfioDevice,
+    vdevice: Vdevice,
+    s1_hwpt_id: Option<u32>,
 }
 
 /// The vDEVICE of a [`NestedSmmu`]: what makes the vSID mean the device.
