@@ -64,7 +64,7 @@ kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
 	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/kselftest.sh $(ONLY)
 
-faults: tree ## tests on an SMMU that fails on demand, VARIANT only
+faults: tree ## tests on an SMMU that fails on demand, VARIANT only; ONLY=worst: worst cases of both kernels
 	@scripts/enter scripts/image.sh $(VARIANT)
 	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/faults.sh $(ONLY)

@@ -13,8 +13,12 @@
 #	QEMU_ARGS	more arguments for it
 #	TIMEOUT		seconds after which a guest is ended (900)
 #
+# faults.sh worst: measures what one guest or device can do to the others at worst, on
+# both kernels, which it builds, and prints a table. Fails where the Rust kernel is
+# worse than the C one, or misses a limit of its own.
+#
 # Time is counted in instructions there, so that it does not depend on the machine: 8 ns
-# each, and none for waiting when nothing is to be done.
+# each (32 for the worst), and none for waiting when nothing is to be done.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -61,6 +65,37 @@ machine() {
 			-device "virtio-net-pci,bus=rp$slot,ats=on,iommu_platform=on,disable-legacy=on,romfile="
 	done
 }
+
+# In the table, a time may differ by a tenth and 10 ms, as those who wait look at
+# intervals.
+worst() {
+	local variant
+	for variant in c rust; do "$REPO/scripts/image.sh" $variant; done
+	for variant in c rust; do
+		say "$program: the worst on the $variant kernel"
+		NAME=worst-$variant VARIANT=$variant SMP=4 QEMU_ARGS="$(machine "$work/$variant" '' 5) ${QEMU_ARGS-}" \
+			ALLOW=$allow TIMEOUT=${TIMEOUT:-900} RUN='/vsmmu/vsmmu-faults --worst' "$REPO/scripts/boot.sh" >/dev/null ||
+			die "the worst was not measured on the $variant kernel: $LOGS/worst-$variant.log"
+	done
+	awk -F '\t' '
+		$1 != "worst" { next }
+		FNR == NR { c[$2] = $4; next }
+		{
+			limit = $3
+			most = limit == "c" ? c[$2] + ($5 == "ms" ? c[$2] / 10 + 10 : 0) : substr(limit, 3) + 0
+			bad = limit ~ /^>=/ ? $4 < most : limit != "-" && $4 > most
+			if (bad) failed++; else passed++
+			printf "%-14s %-76s %6s %6s %-2s %7s  %s\n", $2, $6, c[$2], $4, $5, limit == "c" ? "C" : limit, bad ? "FAILED" : "ok"
+		}
+		END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 || passed == 0 }' \
+		<(grep -a ^worst "$LOGS/worst-c.log") <(grep -a ^worst "$LOGS/worst-rust.log")
+}
+
+if [[ ${1-} == worst ]]; then
+	printf '%-14s %-76s %6s %6s %-2s %7s\n' id 'what' C Rust '' limit
+	worst
+	exit
+fi
 
 counts_file=$LOGS/$files.counts
 : >"$counts_file"

@@ -173,6 +173,10 @@ group_faults() {
 		read -r name good bad what < <(cat "$LOGS/faults-$variant.counts" 2>/dev/null) || true
 		result faults "${good:-0}" "${bad:-1}" "unmappings that the SMMU cannot fetch, $variant kernel, pages4${what:+ ($what)}"
 	done
+	what=$("$REPO/scripts/faults.sh" worst) || true
+	grep 'FAILED$' <<<"$what" >&2 || true
+	read -r good bad < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' <<<"$what") || good='' bad=''
+	result faults "${good:-0}" "${bad:-1}" "the worst that one can do to the others, against the C kernel"
 }
 
 # Instructions are exact, so that a change which costs some shows.

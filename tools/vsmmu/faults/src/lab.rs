@@ -300,6 +300,11 @@ impl Lab {
         Ok(self.vm(on)?.caller())
     }
 
+    /// For calls of the VM with the DMA engine.
+    pub fn edu_caller(&self) -> Caller {
+        self.edu.caller()
+    }
+
     /// For calls of somebody else.
     pub fn other_caller(&self) -> Result<Caller, Error> {
         let other = self.other.as_ref().ok_or(Error::Missing("second VM"))?;

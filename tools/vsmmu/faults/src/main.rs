@@ -3,10 +3,12 @@
 //! Has an emulated SMMU fail on demand, and holds what `ioctl(IOMMU_HWPT_INVALIDATE)` then answers, and
 //! what DMA then sees, against the contract.
 //!
-//! See [`cases`] for what is tried, [`lab`] for how, [`control`] for how the emulator is told.
+//! See [`cases`] for what is tried, [`lab`] for how, [`control`] for how the emulator is told, and
+//! [`worst`] for what is measured.
 
 mod cases;
 mod lab;
+mod worst;
 
 use std::error::Error;
 use std::fs;
@@ -45,6 +47,9 @@ struct Args {
     /// Only show what the SMMU has counted: a name and a number on each line
     #[arg(long)]
     stats: bool,
+    /// Only measure the worst that one guest or device can do to the others: figures, not rows
+    #[arg(long)]
+    worst: bool,
     /// Only the rows that have this in their id (see --list); can be given several times
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
@@ -88,6 +93,10 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     }
 
     let mut lab = Lab::new()?;
+    if args.worst {
+        worst::run(&mut lab)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     print_header(&lab);
     let (mut passed, mut failed, mut left_out) = (0, 0, 0);
     for (i, case) in cases.iter().enumerate() {
