@@ -49,10 +49,8 @@ static void arm_smmu_rust_cmdq_block_ats_work(struct work_struct *work)
 {
 	struct arm_smmu_cmdq *cmdq = container_of(work, struct arm_smmu_cmdq,
 						  rust_block_ats);
-	u32 sid;
 
-	while (arm_smmu_rust_cmdq_next_to_block(cmdq, &sid))
-		arm_smmu_block_ats(cmdq->smmu, sid);
+	arm_smmu_block_ats(cmdq->smmu, cmdq);
 }
 
 /**
@@ -66,10 +64,12 @@ void arm_smmu_rust_cmdq_block_ats(struct arm_smmu_cmdq *cmdq)
 	schedule_work(&cmdq->rust_block_ats);
 }
 
-static void arm_smmu_rust_cmdq_disable_works(void *data)
+/**
+ * arm_smmu_rust_cmdq_disable_works() - end what works in the background
+ * @cmdq: the queue, which is about to go away
+ */
+void arm_smmu_rust_cmdq_disable_works(struct arm_smmu_cmdq *cmdq)
 {
-	struct arm_smmu_cmdq *cmdq = data;
-
 	disable_delayed_work_sync(&cmdq->rust_retry);
 	disable_work_sync(&cmdq->rust_block_ats);
 }
@@ -84,17 +84,10 @@ static void arm_smmu_rust_cmdq_disable_works(void *data)
 int arm_smmu_rust_cmdq_init(struct arm_smmu_device *smmu,
 			    struct arm_smmu_cmdq *cmdq)
 {
-	int ret;
-
 	cmdq->smmu = smmu;
 	INIT_DELAYED_WORK(&cmdq->rust_retry, arm_smmu_rust_cmdq_retry);
 	INIT_WORK(&cmdq->rust_block_ats, arm_smmu_rust_cmdq_block_ats_work);
-	ret = arm_smmu_rust_cmdq_alloc(smmu, cmdq);
-	if (ret)
-		return ret;
-
-	return devm_add_action_or_reset(smmu->dev,
-					arm_smmu_rust_cmdq_disable_works, cmdq);
+	return arm_smmu_rust_cmdq_alloc(smmu, cmdq);
 }
 
 /**
@@ -113,9 +106,9 @@ void arm_smmu_rust_cmdq_forget(struct arm_smmu_master *master)
  * @master: the device
  *
  * Return: What was so a moment ago, unless the caller holds the lock for
- * attaching.
+ * attaching. ATS counts as enabled as soon as the STE allows it.
  */
 bool arm_smmu_rust_ats_is_enabled(const struct arm_smmu_master *master)
 {
-	return data_race((bool)master->ats_enabled);
+	return data_race(master->ats_enabled || master->ste_ats_enabled);
 }

@@ -200,7 +200,7 @@ impl Cmd {
         Self::new([word0.into_raw(), address])
     }
 
-    /// A command with an opcode that is reserved in all versions of the architecture (4.1.3), and
+    /// A command with an opcode that is reserved in all versions of the architecture (4.1.1), and
     /// the rest zero.
     #[cfg(any(CONFIG_ARM_SMMU_V3_FAULT_INJECTION, CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST))]
     pub(crate) fn illegal() -> Self {
@@ -208,7 +208,7 @@ impl Cmd {
     }
 
     /// What stands in a block for a request that is complete without a command: its index, with an
-    /// opcode that is reserved (4.1.3).
+    /// opcode that is reserved (4.1.1).
     #[inline]
     pub(crate) fn skipped(request: usize) -> Self {
         // CAST: `usize` has 64 bits here.
@@ -226,6 +226,14 @@ impl Cmd {
     pub(crate) fn skipped_request(&self) -> usize {
         // CAST: It was one.
         self.words()[1] as usize
+    }
+
+    /// `CMD_ATC_INV` for all addresses of a stream.
+    pub(crate) fn atc_inv_all(sid: u32) -> Self {
+        let word0 = AtcInv0::zeroed().with_opcode(Opcode::AtcInv).with_sid(sid);
+        let word1 = AtcInv1::zeroed().with_size(Bounded::from_expr(AtcInv1::SIZE_ALL));
+
+        Self::new([word0.into_raw(), word1.into_raw()])
     }
 
     /// Whether this is `CMD_ATC_INV`.

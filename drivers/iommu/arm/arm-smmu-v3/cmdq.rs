@@ -38,7 +38,10 @@ use kernel::{
 };
 
 use super::{
-    cmd::Cmd,
+    cmd::{
+        Cmd,
+        SyncSignal, //
+    },
     error_log::{
         ErrorLog,
         Errors,
@@ -50,12 +53,13 @@ use super::{
         Hw, //
     },
     ring::{
-        Consumed,
         Ring,
         Slots, //
     },
     streams::{
+        Pending,
         Streams,
+        Task,
         Verdict, //
     }, //
 };
@@ -135,7 +139,7 @@ pub(crate) const TIME_LIMIT: Delta = Delta::from_secs(1);
 /// How long to wait for a queue that is slow, but moves, with interrupts enabled in between.
 const SLOW_LIMIT: Delta = Delta::from_secs(5);
 
-/// No `CMD_ATC_INV` is replayed on its own after so much time since the first one.
+/// For how long `CMD_ATC_INV`s are replayed one by one.
 const REPLAY_LIMIT: Delta = TIME_LIMIT;
 
 /// The most slots of a guest's batch.
@@ -144,15 +148,23 @@ const REPLAY_LIMIT: Delta = TIME_LIMIT;
 /// submitter has to wait for all of them. The driver's own long invalidations have no limit.
 const MAX_GUEST_SLOTS: usize = 256;
 
-/// A waiter looks for errors so often. Before the first time, it reads no register unless it has to
-/// see the completion.
+/// The most commands of the host in a batch: `CMDQ_BATCH_ENTRIES`.
+const MAX_HOST_CMDS: usize = 64;
+
+/// How often a waiter looks for errors. Before the first time, it reads no register but one that
+/// shows the completion.
 const ERROR_INTERVAL: Delta = Delta::from_micros(100);
 
-/// A waiter takes so many looks, by which most waits are over, before it asks what the time is.
+/// The number of looks before a waiter reads the time. Most waits are over by then.
 const FIRST_LOOKS: u32 = 4;
 
-/// A waiter that has seen an error looks again after so much time.
+/// How soon a waiter that has seen an error looks again.
 const RETRY_INTERVAL: Delta = Delta::from_micros(10);
+
+/// The error of the command that comes first.
+fn earlier(first: Option<(usize, Cerror)>, other: (usize, Cerror)) -> Option<(usize, Cerror)> {
+    Some(first.filter(|first| first.0 < other.0).unwrap_or(other))
+}
 
 /// A wait that has timed out.
 struct TimedOut {
@@ -218,14 +230,14 @@ impl<H: Hw> Cmdq<H> {
     /// even without `sync`: a time-out shows at the next `CMD_SYNC`, which has to be their own.
     ///
     /// The commands are always issued: this waits for room as long as it takes. If it fails with
-    /// * [`Failure::Cmd`], the SMMU raised an error for that command, and all others are complete.
-    ///   It is `CERROR_ATC_INV_SYNC` of the first device that did not answer twice, or
-    ///   `CERROR_ILL`.
+    /// * [`Failure::Cmd`], the SMMU raised an error for that command: `CERROR_ATC_INV_SYNC` of the
+    ///   first device that may not have answered twice, or `CERROR_ILL`. Others may have failed
+    ///   too.
     /// * [`Failure::Stuck`] or [`Failure::Timeout`], they are still in the queue, and are executed
     ///   when that goes on.
     ///
-    /// May be called in any context but an NMI. Disables interrupts for one second at most at a
-    /// time.
+    /// May be called in any context but an NMI. Disables interrupts for little more than one
+    /// second at a time.
     #[inline]
     pub(crate) fn issue_host(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
         let sync = sync || cmds.first().is_some_and(|cmd| cmd.is_atc_inv());
@@ -253,7 +265,8 @@ impl<H: Hw> Cmdq<H> {
     /// `is_cancelled` is asked before each command that has to be replayed; if it returns true,
     /// this fails with [`Failure::Interrupted`].
     ///
-    /// Must be called with interrupts enabled. Disables them for one second at most at a time.
+    /// Must be called with interrupts enabled. Disables them for little more than one second at
+    /// a time.
     #[inline]
     pub(crate) fn issue_guest(
         &self,
@@ -399,17 +412,11 @@ impl<H: Hw> Cmdq<H> {
                     continue;
                 }
                 if self.hw.now() - begin > REPLAY_LIMIT || self.hw.interrupts_are_disabled() {
-                    // No time to tell them apart, but they are issued again.
-                    let rest = &cmds[index..];
-                    let errors = self
-                        .submit(rest, true, Sender::Host)
+                    let rest = self
+                        .issue_together(&cmds[index..])
                         .map_err(|failure| failure.behind(index))?;
-                    if errors.is_some_and(|errors| errors.atc_inv_sync) {
-                        first.get_or_insert((index, Cerror::AtcInvSync));
-                        // Of one device, there is nothing to tell apart.
-                        if rest.iter().all(|cmd| cmd.atc_inv_sid() == Some(sid)) {
-                            self.confirm_timeout(sid, Sender::Host);
-                        }
+                    if let Some((i, cerror)) = rest {
+                        first = earlier(first, (index + i, cerror));
                     }
                     break;
                 }
@@ -417,18 +424,15 @@ impl<H: Hw> Cmdq<H> {
                     Ok(None) => (),
                     Ok(Some(cerror)) => {
                         last_failed = Some(sid);
-                        first = Some(first.map_or((index, cerror), |first| {
-                            // An error that was told for a command further on comes second.
-                            if first.0 < index {
-                                first
-                            } else {
-                                (index, cerror)
-                            }
-                        }));
+                        first = earlier(first, (index, cerror));
                     }
                     Err(failure) => {
-                        // The queue does not move. The rest is executed when it does.
-                        let _ = self.submit(&cmds[index + 1..], false, Sender::Host);
+                        // The queue does not move. The rest is executed when it does, with a
+                        // CMD_SYNC of its own, so that a time-out is nobody else's.
+                        let rest = &cmds[index + 1..];
+                        let mut last = [Cmd::sync(SyncSignal::None); MAX_HOST_CMDS + 1];
+                        last[..rest.len()].copy_from_slice(rest);
+                        let _ = self.submit(&last[..=rest.len()], false, Sender::Host);
                         return Err(failure.behind(index));
                     }
                 }
@@ -438,6 +442,53 @@ impl<H: Hw> Cmdq<H> {
         first.map_or(Ok(()), |(index, cerror)| {
             Err(Failure::Cmd { index, cerror })
         })
+    }
+
+    /// Issues `CMD_ATC_INV`s of the host again, which are too many to be told apart in the time
+    /// that there is. Returns the first one that may not be complete.
+    ///
+    /// Those for devices that are known not to answer are left out: once is enough. Which of the
+    /// others it was, if it was one of several, is found out by [`Self::next_to_block()`].
+    #[cold]
+    fn issue_together(&self, cmds: &[Cmd]) -> Result<Option<(usize, Cerror)>, Failure> {
+        let mut again = [Cmd::sync(SyncSignal::None); MAX_HOST_CMDS];
+        let mut len = 0;
+        let mut first = None;
+
+        for (index, cmd) in cmds.iter().enumerate() {
+            let Some(sid) = cmd.atc_inv_sid() else {
+                continue;
+            };
+            if self.streams.is_refused(sid, self.hw.now()) {
+                first = earlier(first, (index, Cerror::AtcInvSync));
+            } else {
+                again[len] = *cmd;
+                len += 1;
+            }
+        }
+        let again = &again[..len];
+        if again.is_empty() {
+            return Ok(first);
+        }
+
+        let errors = self.submit(again, true, Sender::Host)?;
+        if errors.is_some_and(|errors| errors.atc_inv_sync) {
+            let sids = || again.iter().filter_map(Cmd::atc_inv_sid);
+            let is_first = |cmd: &Cmd| cmd.atc_inv_sid() == again[0].atc_inv_sid();
+
+            if let Some(sid) = sids().next().filter(|_| again.iter().all(is_first)) {
+                self.confirm_timeout(sid, Sender::Host);
+            } else {
+                for sid in sids() {
+                    self.streams.suspect(sid, self.hw.now());
+                }
+                self.hw.block_ats();
+            }
+            if let Some(index) = cmds.iter().position(is_first) {
+                first = earlier(first, (index, Cerror::AtcInvSync));
+            }
+        }
+        Ok(first)
     }
 
     /// Issues a `CMD_ATC_INV` again on its own. Returns the error if it fails again.
@@ -486,12 +537,15 @@ impl<H: Hw> Cmdq<H> {
             if self.hw.interrupts_are_disabled() || self.hw.now() - begin > SLOW_LIMIT {
                 break;
             }
-            // The commands are in the queue, and another CMD_SYNC completes them as well.
-            outcome = match self.submit(&[], true, Sender::Host) {
-                Ok(None) => Ok(()),
-                Ok(Some(errors)) => self.resolve_host(cmds, errors),
-                Err(failure) => Err(failure),
-            };
+            // The commands are in the queue, and another CMD_SYNC completes them as well, unless
+            // their own has failed.
+            outcome = self.submit(&[], true, Sender::Host).and_then(|errors| {
+                let mut errors = errors.unwrap_or_default();
+                for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
+                    errors.atc_inv_sync |= self.streams.take_host_failure(sid);
+                }
+                self.resolve_host(cmds, errors)
+            });
         }
         outcome
     }
@@ -585,11 +639,19 @@ impl<H: Hw> Cmdq<H> {
         let now = self.hw.now();
         let sync_at = slots.end - 1;
 
-        if sender == Sender::Guest {
-            // Before the log is looked at: an error is either there now, or found by this later.
-            for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
-                self.streams.abandon(sid, now, sync_at);
-            }
+        // Before the log is looked at. Whoever records an error looks here afterwards, so that one
+        // of us finds it.
+        let mut sids = cmds.iter().filter_map(Cmd::atc_inv_sid);
+        let is_only_stream = sids
+            .next()
+            .is_some_and(|first| sids.all(|sid| sid == first));
+        for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
+            let pending = Pending {
+                position: sync_at,
+                is_guest: sender == Sender::Guest,
+                is_only_stream,
+            };
+            self.streams.abandon(sid, now, pending);
         }
         if self.hw.sync_has_msi() && !self.log.is_replaced(self.ring.index(sync_at)) {
             self.ring.abandon::<H>(sync_at);
@@ -597,28 +659,40 @@ impl<H: Hw> Cmdq<H> {
 
         let count = cmds.len() + 1;
         let errors = self.log.take(self.indices(slots.start, count), cmds.len());
-        if errors.atc_inv_sync && sender == Sender::Guest {
-            self.streams
-                .abandoned_sync_failed(now, |position| position == sync_at);
-        }
-
-        match errors.first {
-            Some((index, cerror)) => {
-                // The CMD_SYNC that has replaced the command completes those before it.
-                let consumed = self
-                    .ring
-                    .count_consumed(&self.hw, slots.start, count as u64);
-                // CAST: `usize` has 64 bits here.
-                if consumed as usize > index {
-                    Failure::Cmd { index, cerror }
-                } else {
-                    Failure::Stuck {
-                        complete: 0,
-                        cerror,
+        let mut first = errors.first;
+        if errors.atc_inv_sync {
+            if self
+                .streams
+                .abandoned_sync_failed(now, |position| position == sync_at)
+            {
+                self.hw.block_ats();
+            }
+            // None of the CMD_ATC_INVs is known to be complete. The guest is told now.
+            let before = first.map_or(cmds.len(), |(index, _)| index);
+            if let Some(index) = cmds[..before].iter().position(Cmd::is_atc_inv) {
+                first = Some((index, Cerror::AtcInvSync));
+                if sender == Sender::Guest {
+                    for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
+                        self.streams.told(sid);
                     }
                 }
             }
-            None => Failure::Timeout {
+        }
+
+        // The CMD_SYNC that has replaced a command completes those before it.
+        let consumed = self
+            .ring
+            .count_consumed(&self.hw, slots.start, count as u64);
+        match (first, errors.first) {
+            // CAST: `usize` has 64 bits here.
+            (Some((index, cerror)), Some((replaced, _))) if consumed as usize > replaced => {
+                Failure::Cmd { index, cerror }
+            }
+            (Some((_, cerror)), _) => Failure::Stuck {
+                complete: 0,
+                cerror,
+            },
+            (None, _) => Failure::Timeout {
                 complete: 0,
                 is_moving,
             },
@@ -633,19 +707,17 @@ impl<H: Hw> Cmdq<H> {
         index..index + count
     }
 
-    /// Looks whether the `CMD_SYNC` at a position, which is the caller's, is complete.
+    /// Looks whether the `CMD_SYNC` at a position, which is the caller's, is complete, and returns
+    /// how far the SMMU has got.
     #[inline]
-    fn look_at_sync(&self, position: u64) -> Option<Consumed> {
+    fn look_at_sync(&self, position: u64) -> Option<u64> {
         let next = position + 1;
 
         if self.hw.sync_has_msi() {
             let index = self.ring.index(position);
 
             if self.hw.entries()[index].has_completion_msi() {
-                return Some(Consumed {
-                    position: next,
-                    msis_arrived: true,
-                });
+                return Some(next);
             }
             // A CMD_SYNC that has replaced an illegal one has no MSI. For any other, CONS may show
             // the completion before the MSI arrives, and the slot is not free until it does.
@@ -741,16 +813,17 @@ impl<H: Hw> Cmdq<H> {
     /// Waits until there seems to be room for `count` slots.
     #[cold]
     fn wait_for_room(&self, count: u64, sender: Sender) -> Result<(), Failure> {
-        let look = |msis_are_lost| {
+        let look = |lost_before| {
             self.ring
-                .try_free(&self.hw, msis_are_lost, |index| self.log.is_replaced(index));
+                .try_free(&self.hw, lost_before, |index| self.log.is_replaced(index));
             self.ring.has_room(count).then_some(())
         };
+        let consumed = self.ring.consumed(&self.hw);
 
-        self.wait_for(false, SLOW_LIMIT, || look(false))
+        self.wait_for(false, SLOW_LIMIT, || look(0))
             .or_else(|TimedOut { is_moving }| {
-                // A completion MSI that is so late does not come any more.
-                look(true).ok_or_else(|| {
+                // The completion MSI of what was consumed before this wait does not come any more.
+                look(consumed).ok_or_else(|| {
                     self.timed_out(self.ring.reserved(), sender);
                     Failure::Timeout {
                         complete: 0,
@@ -771,11 +844,12 @@ impl<H: Hw> Cmdq<H> {
     /// Handles the active error; see [`ErrorLog::handle()`].
     pub(crate) fn handle_error(&self, inline: bool) -> Handled {
         let handled = self.log.handle(&self.hw, inline, |index| {
-            if self.streams.any() {
-                self.streams
-                    .abandoned_sync_failed(self.hw.now(), |position| {
-                        self.ring.index(position) == index
-                    });
+            let is_at = |position| {
+                // Not the slot's use a round before.
+                self.ring.index(position) == index && !self.ring.is_consumed(&self.hw, position)
+            };
+            if self.streams.abandoned_sync_failed(self.hw.now(), is_at) {
+                self.hw.block_ats();
             }
         });
 
@@ -799,8 +873,18 @@ impl<H: Hw> Cmdq<H> {
 
     /// Returns a stream whose ATS is to be blocked, as the host's `CMD_ATC_INV`s for it have timed
     /// out: each once for a time-out.
+    ///
+    /// If it is not known which of several devices did not answer, sends each of them another
+    /// `CMD_ATC_INV`. To be called with interrupts enabled.
     pub(crate) fn next_to_block(&self) -> Option<u32> {
-        self.streams.next_to_block()
+        loop {
+            match self.streams.next_task()? {
+                Task::Block(sid) => return Some(sid),
+                Task::Probe(sid) => {
+                    let _ = self.replay(&Cmd::atc_inv_all(sid), sid, Sender::Host);
+                }
+            }
+        }
     }
 
     /// Forgets that the device of a stream has not answered. It was attached or reset.

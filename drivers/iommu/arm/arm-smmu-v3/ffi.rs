@@ -215,7 +215,9 @@ impl CmdqPointer {
 
 impl Drop for CmdqPointer {
     fn drop(&mut self) {
-        // SAFETY: By the safety requirements of `new()`.
+        // SAFETY: By the safety requirements of `new()`. These use the queue until then.
+        unsafe { bindings::arm_smmu_rust_cmdq_disable_works(self.queue) };
+        // SAFETY: As above.
         unsafe { cmdq_pointer(self.queue) }.store(ptr::null_mut(), Relaxed);
         // Interrupt handlers may still be at it.
         rcu::synchronize_rcu();

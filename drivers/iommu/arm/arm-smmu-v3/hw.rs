@@ -145,7 +145,7 @@ pub(crate) trait Hw {
     fn error_is_active(&self) -> bool;
 
     /// Acknowledges the active command queue error, so that the SMMU fetches the slot at
-    /// `SMMU_CMDQ_CONS` again. All earlier accesses to memory are ordered before it.
+    /// `SMMU_CMDQ_CONS` again. All earlier writes to memory are ordered before it.
     ///
     /// The caller holds the lock of the error log.
     fn acknowledge(&self);

@@ -90,15 +90,6 @@ pub(crate) struct Slots {
     is_owner: bool,
 }
 
-/// How far the SMMU has got, as seen by a submitter.
-#[derive(Clone, Copy)]
-pub(crate) struct Consumed {
-    /// All slots before this position are consumed.
-    pub(crate) position: u64,
-    /// All completion MSIs of slots before it have arrived.
-    pub(crate) msis_arrived: bool,
-}
-
 /// The slots of a command queue.
 pub(crate) struct Ring {
     /// The number of slots is `1 << shift`.
@@ -345,14 +336,15 @@ impl Ring {
         }
     }
 
-    /// Reverts [`Self::hold()`]. The last holder frees the slots that it knows to be consumed.
+    /// Reverts [`Self::hold()`]. The last holder frees the slots that it knows to be consumed:
+    /// those before the position `consumed`.
     ///
     /// For `has_no_msi` see [`Self::try_free()`].
     #[inline]
     pub(crate) fn release<H: Hw>(
         &self,
         hw: &H,
-        consumed: Option<Consumed>,
+        consumed: Option<u64>,
         has_no_msi: impl Fn(usize) -> bool,
     ) {
         if let Some(consumed) = consumed {
@@ -360,7 +352,7 @@ impl Ring {
             // those that we saw consumed. If we are not, another one will be the last. The acquire
             // shows what earlier holders have abandoned.
             if self.head.0.holders.load(Acquire) & HOLDERS == 1 {
-                self.free(hw, consumed, has_no_msi);
+                self.free(hw, consumed, 0, has_no_msi);
             }
         }
         // After all that we have done with the slots.
@@ -376,19 +368,25 @@ impl Ring {
         self.abandoned_count.add(1, Relaxed);
     }
 
-    /// Frees all slots that are consumed. Slots are kept whose completion MSI is still to come, and
-    /// all behind them.
+    /// Frees all slots before the position `consumed`. Slots are kept whose completion MSI is still
+    /// to come, and all behind them; for the parameters see [`Self::try_free()`].
     ///
     /// The caller is the last holder or has [`EXCLUSIVE`] set.
     #[inline]
-    fn free<H: Hw>(&self, hw: &H, consumed: Consumed, has_no_msi: impl Fn(usize) -> bool) {
+    fn free<H: Hw>(
+        &self,
+        hw: &H,
+        consumed: u64,
+        lost_before: u64,
+        has_no_msi: impl Fn(usize) -> bool,
+    ) {
         // An SMMU that has lost its power shows a position that makes no sense.
-        if consumed.position > self.reserved() {
+        if consumed > self.reserved() {
             return;
         }
-        let mut end = consumed.position;
+        let mut end = consumed;
         if self.abandoned_count.load(Relaxed) != 0 {
-            end = self.clear_abandoned(hw, consumed, has_no_msi);
+            end = self.clear_abandoned(hw, consumed, lost_before, has_no_msi);
         }
         // The use of these slots has ended. Pairs with the acquire in `reserve()`.
         self.head.0.freed.store(end, Release);
@@ -400,17 +398,19 @@ impl Ring {
     fn clear_abandoned<H: Hw>(
         &self,
         hw: &H,
-        consumed: Consumed,
+        consumed: u64,
+        lost_before: u64,
         has_no_msi: impl Fn(usize) -> bool,
     ) -> u64 {
-        for position in self.head.0.freed.load(Relaxed)..consumed.position {
+        for position in self.head.0.freed.load(Relaxed)..consumed {
             let word = &self.abandoned[self.word::<H>(position)];
             let bit = 1u64 << (position % H::WORD_BITS);
             if word.load(Relaxed) & bit == 0 {
                 continue;
             }
+            // The MSI of a later CMD_SYNC says nothing of this one: they go to different addresses.
             let index = self.index(position);
-            if !consumed.msis_arrived
+            if position >= lost_before
                 && !hw.entries()[index].has_completion_msi()
                 && !has_no_msi(index)
             {
@@ -419,18 +419,19 @@ impl Ring {
             word.add(bit.wrapping_neg(), Relaxed);
             self.abandoned_count.add(1u32.wrapping_neg(), Relaxed);
         }
-        consumed.position
+        consumed
     }
 
     /// Frees the slots that the SMMU has consumed by `SMMU_CMDQ_CONS`, unless there is a holder,
     /// which will do it.
     ///
     /// `has_no_msi` says of the slot with an index that its `CMD_SYNC` was replaced by one without
-    /// an MSI. With `msis_are_lost`, abandoned slots are freed even if their MSI has not arrived.
+    /// an MSI. Abandoned slots before the position `lost_before` are freed even if their MSI has
+    /// not arrived.
     pub(crate) fn try_free<H: Hw>(
         &self,
         hw: &H,
-        msis_are_lost: bool,
+        lost_before: u64,
         has_no_msi: impl Fn(usize) -> bool,
     ) {
         // Others may spin until we are through.
@@ -453,28 +454,24 @@ impl Ring {
         let freed = self.head.0.freed.load(Relaxed);
         self.free(
             hw,
-            Consumed {
-                position: self.position(hw.read_cons(), freed),
-                msis_arrived: msis_are_lost,
-            },
+            self.position(hw.read_cons(), freed),
+            lost_before,
             has_no_msi,
         );
         let _ = self.head.0.holders.fetch_sub(EXCLUSIVE, Release);
     }
 
-    /// Looks by `SMMU_CMDQ_CONS` whether the SMMU has consumed all slots before a position. The
-    /// caller is a holder, and the slot before `next` is its own.
+    /// Looks by `SMMU_CMDQ_CONS` whether the SMMU has consumed all slots before the position
+    /// `next`, and returns how far it has got. The caller is a holder, and the slot before `next`
+    /// is its own.
     #[inline]
-    pub(crate) fn look_at_cons<H: Hw>(&self, hw: &H, next: u64) -> Option<Consumed> {
+    pub(crate) fn look_at_cons<H: Hw>(&self, hw: &H, next: u64) -> Option<u64> {
         // Nothing is freed while we hold, so CONS is less than a round ahead of `next`. If it is
         // behind `next`, it appears to be ahead by more than a round, or, where a completion MSI
         // was faster than CONS and the ring is full, to be ahead of all that is reserved.
         let position = self.position(hw.read_cons(), next);
 
-        (position - next < self.len() && position <= self.reserved()).then_some(Consumed {
-            position,
-            msis_arrived: false,
-        })
+        (position - next < self.len() && position <= self.reserved()).then_some(position)
     }
 
     /// The number of slots from `start` on that the SMMU has consumed, up to `count`. The caller is
@@ -491,17 +488,24 @@ impl Ring {
         }
     }
 
+    /// A position that the SMMU has got to. The caller need not be a holder.
+    #[cold]
+    pub(crate) fn consumed<H: Hw>(&self, hw: &H) -> u64 {
+        let freed = self.head.0.freed.load(Acquire);
+        let cons = self.position(hw.read_cons(), freed);
+
+        if cons <= self.reserved() {
+            cons
+        } else {
+            freed
+        }
+    }
+
     /// Whether the SMMU has consumed the slot at a position, of which the caller need not be a
     /// holder. May be wrong by saying that it has not.
     #[cold]
     pub(crate) fn is_consumed<H: Hw>(&self, hw: &H, position: u64) -> bool {
-        let freed = self.head.0.freed.load(Acquire);
-        if position < freed {
-            return true;
-        }
-        let cons = self.position(hw.read_cons(), freed);
-
-        cons > position && cons <= self.reserved()
+        position < self.head.0.freed.load(Acquire) || position < self.consumed(hw)
     }
 
     /// Empties the ring for an SMMU that is being reset. Returns what `SMMU_CMDQ_PROD` and
@@ -512,14 +516,7 @@ impl Ring {
     pub(crate) fn reset<H: Hw>(&self, hw: &H) -> u32 {
         let reserved = self.reserved();
 
-        self.free(
-            hw,
-            Consumed {
-                position: reserved,
-                msis_arrived: true,
-            },
-            |_| true,
-        );
+        self.free(hw, reserved, reserved, |_| true);
         self.register(reserved)
     }
 }

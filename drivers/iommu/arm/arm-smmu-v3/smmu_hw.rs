@@ -282,8 +282,8 @@ impl Hw for SmmuHw {
         } else {
             MAX_REGISTER_DELAY
         };
-        // The end of a short wait, which is the common one, is noticed 6 % later than it could be at
-        // most. That of a long one may take more, so that it takes no more reads than in C.
+        // The end of a short wait, which is the common one, is noticed 6 % later than it could be
+        // at most. That of a long one may take more, so that it takes no more reads than in C.
         let delay = waited.as_nanos() / if waited < LONG_WAIT { 16 } else { 8 };
         udelay(Delta::from_nanos(delay.clamp(1, max.as_nanos())));
     }

@@ -191,6 +191,11 @@ impl Tag {
     }
 }
 
+/// Whether this is a `CMD_ATC_INV` for all addresses, which is from no batch of the tests.
+fn is_for_all(word0: u64, word1: u64) -> bool {
+    word0 & 0xff == ATC_INV && word1 == 52
+}
+
 /// How an SMMU goes about its business.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
@@ -275,6 +280,8 @@ struct State {
     late: [Option<u64>; LATE],
     /// The command before that at `cons`, unless it was a `CMD_SYNC`.
     previous: Option<Tag>,
+    /// The command at `cons` is a `CMD_ATC_INV` for all addresses.
+    is_for_all: bool,
     /// Every sender's latest batch.
     batches: [u32; PRODUCERS as usize],
     /// How many commands other than `CMD_SYNC` were consumed.
@@ -407,6 +414,7 @@ impl SoftSmmu {
                 atc_stall: 0,
                 late: [None; LATE],
                 previous: None,
+                is_for_all: false,
                 batches: [0; PRODUCERS as usize],
                 cmds: 0,
             }),
@@ -712,7 +720,9 @@ impl SoftSmmu {
                 }
                 let is_answered = is_answered || state.all_answer;
                 state.unanswered |= !is_answered;
-                self.execute(word1, is_answered);
+                if !is_for_all(word0, word1) {
+                    self.execute(word1, is_answered);
+                }
             }
             0 | USED => self.violate(Violation::Unwritten),
             _ => return self.stop(state, Cerror::Ill),
@@ -747,7 +757,12 @@ impl SoftSmmu {
                 if word0 >> 32 == u64::from(SID_SLOW) {
                     state.stall = self.manner.stall;
                 }
-                self.check_order(state, Tag::of_word1(word1));
+                if is_for_all(word0, word1) {
+                    state.previous = None;
+                    state.is_for_all = true;
+                } else {
+                    self.check_order(state, Tag::of_word1(word1));
+                }
             }
             _ => (),
         }
@@ -832,7 +847,8 @@ impl SoftSmmu {
         if spoil {
             self.entry(state.cons).write(Cmd::new([USED, 0]));
         }
-        state.cmds += u64::from(state.previous.is_some());
+        state.cmds += u64::from(state.previous.is_some() || state.is_for_all);
+        state.is_for_all = false;
         state.cons += 1;
         state.seen = false;
         state.is_behind_msi = false;

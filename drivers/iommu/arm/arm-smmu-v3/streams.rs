@@ -66,12 +66,37 @@ struct Stream {
     timeouts: u32,
     /// `CMD_ATC_INV`s of guests are refused until then.
     refused_until: Instant<Monotonic>,
-    /// The position of a `CMD_SYNC` behind a `CMD_ATC_INV` whose submitter does not wait any more.
-    pending: Option<u64>,
-    /// That `CMD_SYNC` has failed, which the guest has not been told yet.
+    /// The last `CMD_SYNC` behind a `CMD_ATC_INV` whose submitter does not wait any more.
+    pending: Option<Pending>,
+    /// The `CMD_SYNC` of a guest has failed, which the guest has not been told yet.
     is_untold: bool,
-    /// The time-out was one of the host's, and ATS is yet to be blocked.
+    /// One of the host has failed, which its submitter, if it waits again, has not seen yet.
+    has_host_failed: bool,
+    /// The host's commands for this stream, or others of the same batch, were not answered. Which,
+    /// is yet to be found out.
+    is_suspect: bool,
+    /// The host's commands for this stream were not answered, and ATS is yet to be blocked.
     is_to_block: bool,
+}
+
+/// A `CMD_SYNC` that is not waited for any more.
+#[derive(Clone, Copy)]
+pub(crate) struct Pending {
+    /// Its position.
+    pub(crate) position: u64,
+    /// It is one of a guest.
+    pub(crate) is_guest: bool,
+    /// All `CMD_ATC_INV`s before it are for one stream.
+    pub(crate) is_only_stream: bool,
+}
+
+/// What is to be done about a stream whose device has not answered the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// To send it a `CMD_ATC_INV` of its own, and see.
+    Probe(u32),
+    /// To block its ATS.
+    Block(u32),
 }
 
 /// The streams of an SMMU that have had a time-out.
@@ -120,6 +145,8 @@ impl Streams {
             refused_until: now,
             pending: None,
             is_untold: false,
+            has_host_failed: false,
+            is_suspect: false,
             is_to_block: false,
         });
 
@@ -133,12 +160,14 @@ impl Streams {
         result
     }
 
-    /// The index of the stream whose back-off ends first.
+    /// The index of the stream whose back-off ends first, if possible one that there is nothing to
+    /// tell of.
     fn soonest(streams: &[Option<Stream>; MAX_STREAMS]) -> usize {
         let mut soonest = 0;
         for (index, stream) in streams.iter().enumerate() {
             if let (Some(stream), Some(other)) = (stream, streams[soonest]) {
-                if (stream.refused_until - other.refused_until).is_negative() {
+                let is_sooner = (stream.refused_until - other.refused_until).is_negative();
+                if (stream.has_news(), !is_sooner) < (other.has_news(), true) {
                     soonest = index;
                 }
             }
@@ -159,7 +188,7 @@ impl Streams {
             if stream.is_untold {
                 return (Some(stream), Verdict::Refuse);
             }
-            if let Some(position) = stream.pending {
+            if let Some(Pending { position, .. }) = stream.pending {
                 if !is_consumed(position) {
                     return (Some(stream), Verdict::Pending(position));
                 }
@@ -170,7 +199,8 @@ impl Streams {
                 return (Some(stream), Verdict::Refuse);
             }
             // One that has had confirmed time-outs is kept: the next one counts as another.
-            ((stream.timeouts != 0).then_some(stream), Verdict::Issue)
+            let is_kept = stream.timeouts != 0 || stream.has_news();
+            (is_kept.then_some(stream), Verdict::Issue)
         })
     }
 
@@ -195,31 +225,65 @@ impl Streams {
         })
     }
 
-    /// Returns a stream whose ATS is to be blocked, each once for a time-out.
+    /// Whether `CMD_ATC_INV`s of guests are refused for a stream, as its device does not answer.
     #[cold]
-    pub(crate) fn next_to_block(&self) -> Option<u32> {
+    pub(crate) fn is_refused(&self, sid: u32, now: Instant<Monotonic>) -> bool {
+        self.streams.lock().iter().flatten().any(|stream| {
+            stream.sid == sid && stream.timeouts != 0 && (now - stream.refused_until).is_negative()
+        })
+    }
+
+    /// Says that a stream is one of several of which some have not answered the host.
+    #[cold]
+    pub(crate) fn suspect(&self, sid: u32, now: Instant<Monotonic>) {
+        self.update(sid, now, |stream| {
+            let stream = Stream {
+                is_suspect: true,
+                ..stream
+            };
+            (Some(stream), ())
+        });
+    }
+
+    /// Returns what is to be done next, each task once.
+    #[cold]
+    pub(crate) fn next_task(&self) -> Option<Task> {
         let mut streams = self.streams.lock();
         let stream = streams
             .iter_mut()
             .flatten()
-            .find(|stream| stream.is_to_block)?;
+            .find(|stream| stream.is_to_block || stream.is_suspect)?;
 
-        stream.is_to_block = false;
-        Some(stream.sid)
+        if core::mem::take(&mut stream.is_to_block) {
+            return Some(Task::Block(stream.sid));
+        }
+        stream.is_suspect = false;
+        Some(Task::Probe(stream.sid))
+    }
+
+    /// Whether a `CMD_SYNC` of the host for this stream has failed that was not waited for, since
+    /// the last time that this was asked.
+    #[cold]
+    pub(crate) fn take_host_failure(&self, sid: u32) -> bool {
+        let mut streams = self.streams.lock();
+
+        streams
+            .iter_mut()
+            .flatten()
+            .find(|stream| stream.sid == sid)
+            .is_some_and(|stream| core::mem::take(&mut stream.has_host_failed))
     }
 
     /// Says that the device of a stream has answered in time.
     #[cold]
     pub(crate) fn answered(&self, sid: u32, now: Instant<Monotonic>) {
         self.update(sid, now, |stream| {
-            // An earlier one may still be under way, and its error untold.
-            let is_done = stream.pending.is_none() && !stream.is_untold;
             let stream = Stream {
                 timeouts: 0,
                 refused_until: now,
                 ..stream
             };
-            ((!is_done).then_some(stream), ())
+            (stream.has_news().then_some(stream), ())
         });
     }
 
@@ -229,38 +293,58 @@ impl Streams {
         self.update(sid, now, |_| (None, ()));
     }
 
-    /// Says that a guest does not wait any more for the `CMD_SYNC` at a position, behind a
-    /// `CMD_ATC_INV` for this stream.
+    /// Says that a `CMD_SYNC` is not waited for any more, behind a `CMD_ATC_INV` for this stream.
     #[cold]
-    pub(crate) fn abandon(&self, sid: u32, now: Instant<Monotonic>, position: u64) {
+    pub(crate) fn abandon(&self, sid: u32, now: Instant<Monotonic>, pending: Pending) {
         self.update(sid, now, |stream| {
             let stream = Stream {
-                pending: Some(position),
+                pending: Some(pending),
                 ..stream
             };
             (Some(stream), ())
         });
     }
 
-    /// Says that the `CMD_SYNC` fails for whose position `is_at` holds. Its guest is told at the
-    /// next opportunity.
+    /// Says that the `CMD_SYNC` fails for whose position `is_at` holds. Its submitter is told at
+    /// the next opportunity. Returns whether there is a [`Task`] now.
     #[cold]
     pub(crate) fn abandoned_sync_failed(
         &self,
         now: Instant<Monotonic>,
         is_at: impl Fn(u64) -> bool,
-    ) {
+    ) -> bool {
+        let mut has_task = false;
+
         for stream in self.streams.lock().iter_mut().flatten() {
-            if stream.pending.is_some_and(&is_at) {
-                stream.pending = None;
+            let Some(pending) = stream.pending.filter(|pending| is_at(pending.position)) else {
+                continue;
+            };
+            stream.pending = None;
+            if pending.is_guest {
                 stream.is_untold = true;
+            } else {
+                stream.has_host_failed = true;
+                stream.is_suspect = true;
+                has_task = true;
+            }
+            if pending.is_only_stream {
                 stream.back_off(now);
             }
         }
+        has_task
     }
 }
 
 impl Stream {
+    /// Whether there is more to the entry than its back-off.
+    fn has_news(&self) -> bool {
+        self.pending.is_some()
+            || self.is_untold
+            || self.has_host_failed
+            || self.is_suspect
+            || self.is_to_block
+    }
+
     /// Counts a time-out. Returns for how long the stream is refused from now on.
     fn back_off(&mut self, now: Instant<Monotonic>) -> Delta {
         let seconds = MIN_BACKOFF.as_nanos() << self.timeouts.min(16);

@@ -278,16 +278,65 @@ mod host {
             ensure!(bench.smmu().take_log().len() == 1);
 
             // Which device it was is known if there is only one.
-            ensure!(bench.0.issue_host(&[Answered, Unanswered], true) == fails(0, ATC));
-            ensure!(bench.0.queue.next_to_block().is_none());
             ensure!(bench.0.issue_host(&[Unanswered, Unanswered], true) == fails(0, ATC));
             ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
-            ensure!(bench.smmu().take_log().len() == 4);
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.smmu().take_log().len() == 2);
+            // Once is enough for a device that is known not to answer.
+            ensure!(bench.0.issue_host(&[AnsweredAgain, Unanswered], true) == fails(1, ATC));
+            ensure!(bench.smmu().is_complete(bench.0.tag(0)));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.smmu().take_log().len() == 1);
+
+            // Otherwise it is found out later.
+            bench.0.queue.forget_stream(SID_UNANSWERED);
+            ensure!(bench.0.issue_host(&[Answered, Unanswered], true) == fails(0, ATC));
+            ensure!(bench.smmu().take_log().len() == 2);
+            ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.smmu().take_log().len() == 1);
 
             ensure!(bench.0.issue_host(&[Slow; 16], true) == TIMEOUT);
             bench.smmu().disable_interrupts(false);
             ensure!(bench.0.issue_host(&[], true).is_ok());
             bench.is_clean()
+        })?);
+        Ok(())
+    }
+
+    /// The SMMU waits longer for a device than the host for the SMMU: the device is found out when
+    /// the error comes.
+    #[test]
+    fn late_error() -> Result {
+        assert!(each(|bench| {
+            // 5 milliseconds each.
+            bench.smmu().delay_atc_inv_sync(300);
+            ensure!(bench.0.issue_host(&[Unanswered], true) == TIMEOUT);
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.0.issue_host(&[], true).is_ok());
+            ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The same while the host waits again: the failure is not taken for success.
+    #[test]
+    fn error_in_second_wait() -> Result {
+        assert!(each(|bench| {
+            ensure!(bench.0.issue_host(&[Slow; 8], false).is_ok());
+            bench.smmu().delay_atc_inv_sync(100);
+            ensure!(bench.0.issue_host(&[Unanswered], true) == fails(0, ATC));
+            ensure!(bench.smmu().timeouts() == 1);
+
+            bench.0.queue.forget_stream(SID_UNANSWERED);
+            ensure!(bench.0.issue_host(&[Slow; 12], false).is_ok());
+            ensure!(bench.0.issue_host(&[Answered], true).is_ok());
+            ensure!(bench.smmu().timeouts() == 2);
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
         })?);
         Ok(())
     }
