@@ -658,6 +658,10 @@ impl<H: Hw> Cmdq<H> {
         }
 
         let count = cmds.len() + 1;
+        // Before the log is looked at, so that it has all errors up to there.
+        let consumed = self
+            .ring
+            .count_consumed(&self.hw, slots.start, count as u64);
         let errors = self.log.take(self.indices(slots.start, count), cmds.len());
         let mut first = errors.first;
         if errors.atc_inv_sync {
@@ -679,10 +683,14 @@ impl<H: Hw> Cmdq<H> {
             }
         }
 
+        // The host is to wait for the rest of its commands, whatever is wrong with one of them.
+        if sender == Sender::Host {
+            return Failure::Timeout {
+                complete: 0,
+                is_moving,
+            };
+        }
         // The CMD_SYNC that has replaced a command completes those before it.
-        let consumed = self
-            .ring
-            .count_consumed(&self.hw, slots.start, count as u64);
         match (first, errors.first) {
             // CAST: `usize` has 64 bits here.
             (Some((index, cerror)), Some((replaced, _))) if consumed as usize > replaced => {

@@ -170,6 +170,12 @@ impl Ring {
         self.head.0.reserved.load(Relaxed) & !OWNED
     }
 
+    /// As [`Self::reserved()`], and what is read afterwards is read after it.
+    #[inline]
+    fn reserved_acquire(&self) -> u64 {
+        self.head.0.reserved.load(Acquire) & !OWNED
+    }
+
     /// The numbers of slots reserved, of `CMD_SYNC`s and of batches so far.
     ///
     /// They are not of one instant if the queue is in use.
@@ -491,10 +497,13 @@ impl Ring {
     /// A position that the SMMU has got to. The caller need not be a holder.
     #[cold]
     pub(crate) fn consumed<H: Hw>(&self, hw: &H) -> u64 {
+        // In this order, so that no more than a round is reserved beyond `freed`, and a CONS that
+        // is behind it for a moment does not appear to be within what is reserved.
+        let reserved = self.reserved_acquire();
         let freed = self.head.0.freed.load(Acquire);
         let cons = self.position(hw.read_cons(), freed);
 
-        if cons <= self.reserved() {
+        if cons <= reserved {
             cons
         } else {
             freed
