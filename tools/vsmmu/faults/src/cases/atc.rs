@@ -401,7 +401,7 @@ fn backoff(cases: &mut Vec<Case>) {
     );
     row(
         "backoff-attach",
-        "in that time: an attach ends it",
+        "in that time: an attach ends it, if the device answers then",
         "EIO 0 ATC_INV_SYNC",
         |lab| {
             let mut calls = Calls::to_dead_device(lab, 0)?;
@@ -411,8 +411,14 @@ fn backoff(cases: &mut Vec<Case>) {
             // Of the second time-out it is two seconds.
             sleep_until(end + SECOND);
             calls.call("issued", &[atc(0)], not_answered(0))?;
+            // The host invalidates all of the ATC then, which the device does not answer either.
             calls.lab.vm(On::Net)?.attach()?;
-            // Those of the attach are in between.
+            calls.counted = calls.lab.control.stats()?;
+            calls.call("after an attach in vain", &[atc(0)], not_answered(0))?;
+            calls.issued(0)?;
+            calls.lab.control.set(&[])?;
+            calls.lab.vm(On::Net)?.attach()?;
+            calls.is_dead(0)?;
             calls.counted = calls.lab.control.stats()?;
             calls.call("after the attach", &[atc(0)], not_answered(0))?;
             calls.issued(2)?;
