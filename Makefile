@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs clean distclean
+.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -114,6 +114,9 @@ lint: tree ## all checks of the sources; ends with "N passed, N failed"
 
 docs: tree ## the new pages of the kernel's documentation, by its Sphinx: build/docs/html
 	@scripts/enter scripts/docs.sh
+
+rustdoc: tree ## the documentation of the Rust code, private items included: build/rustdoc
+	@scripts/enter scripts/rustdoc.sh
 
 clean: ## removes what was built
 	rm -rf build
