@@ -799,8 +799,9 @@ impl<H: Hw> Cmdq<H> {
                 Handled::NoError | Handled::ByWaiter => (ERROR_INTERVAL, waited),
                 Handled::Acknowledged(_) | Handled::Later => (RETRY_INTERVAL, MAX_PAUSE),
             };
-            let interval = (waited.as_nanos() / 8).min(max.as_nanos());
-            next_check = now + Delta::from_nanos(interval.max(min.as_nanos()));
+            let left = (TIME_LIMIT - waited).min(limit - (now - begin));
+            let interval = Delta::from_nanos(waited.as_nanos() / 8);
+            next_check = now + interval.min(max).max(min).min(left);
 
             // The other bits, the error, mean nothing unless one is active.
             let at = self.ring.register(u64::from(self.hw.read_cons()));
