@@ -110,5 +110,6 @@ void arm_smmu_rust_cmdq_forget(struct arm_smmu_master *master)
  */
 bool arm_smmu_rust_ats_is_enabled(const struct arm_smmu_master *master)
 {
+	/* Either answer is right while an attach changes it */
 	return data_race(master->ats_enabled || master->ste_ats_enabled);
 }

@@ -117,7 +117,9 @@ fn memory(measured: &Measured) -> Option<Target> {
         what: "bytes allocated in a call, for any n".into(),
         at_most: BYTES.to_string(),
         measured: most.to_string(),
-        met: bytes.iter().all(|bytes| bytes.is_some_and(|bytes| bytes <= BYTES)),
+        met: bytes
+            .iter()
+            .all(|bytes| bytes.is_some_and(|bytes| bytes <= BYTES)),
     })
 }
 
