@@ -411,10 +411,11 @@ impl<H: Hw> Cmdq<H> {
                 if last_failed == Some(sid) {
                     continue;
                 }
+                let complete = first.map_or(index, |(first, _)| first.min(index));
                 if self.hw.now() - begin > REPLAY_LIMIT || self.hw.interrupts_are_disabled() {
                     let rest = self
                         .issue_together(&cmds[index..])
-                        .map_err(|failure| failure.behind(index))?;
+                        .map_err(|failure| failure.behind(complete))?;
                     if let Some((i, cerror)) = rest {
                         first = earlier(first, (index + i, cerror));
                     }
@@ -433,7 +434,9 @@ impl<H: Hw> Cmdq<H> {
                         let mut last = [Cmd::sync(SyncSignal::None); MAX_HOST_CMDS + 1];
                         last[..rest.len()].copy_from_slice(rest);
                         let _ = self.submit(&last[..=rest.len()], false, Sender::Host);
-                        return Err(failure.behind(index));
+                        // Nobody waits for that. Some have failed once, and it is not known which.
+                        self.host_failed(rest);
+                        return Err(failure.behind(complete));
                     }
                 }
             }
@@ -459,7 +462,7 @@ impl<H: Hw> Cmdq<H> {
             let Some(sid) = cmd.atc_inv_sid() else {
                 continue;
             };
-            if self.streams.is_refused(sid, self.hw.now()) {
+            if self.streams.is_blocked(sid, self.hw.now()) {
                 first = earlier(first, (index, Cerror::AtcInvSync));
             } else {
                 again[len] = *cmd;
@@ -509,6 +512,15 @@ impl<H: Hw> Cmdq<H> {
         }
         self.hw.trace_replay(*cmd, failed);
         Ok(failed)
+    }
+
+    /// Has it found out later which devices did not answer the host.
+    #[cold]
+    fn host_failed(&self, cmds: &[Cmd]) {
+        for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
+            self.streams.host_failed(sid, self.hw.now());
+        }
+        self.hw.block_ats();
     }
 
     /// Does what follows from a device that has not answered twice.
@@ -651,7 +663,9 @@ impl<H: Hw> Cmdq<H> {
                 is_guest: sender == Sender::Guest,
                 is_only_stream,
             };
-            self.streams.abandon(sid, now, pending);
+            if self.streams.abandon(sid, now, pending) {
+                self.hw.block_ats();
+            }
         }
         if self.hw.sync_has_msi() && !self.log.is_replaced(self.ring.index(sync_at)) {
             self.ring.abandon::<H>(sync_at);
@@ -670,6 +684,10 @@ impl<H: Hw> Cmdq<H> {
                 .abandoned_sync_failed(now, |position| position == sync_at)
             {
                 self.hw.block_ats();
+            }
+            // A guest may have found the CMD_SYNC consumed meanwhile, and taken that for an answer.
+            if sender == Sender::Host {
+                self.host_failed(cmds);
             }
             // None of the CMD_ATC_INVs is known to be complete. The guest is told now.
             let before = first.map_or(cmds.len(), |(index, _)| index);

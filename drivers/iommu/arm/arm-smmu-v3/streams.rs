@@ -77,6 +77,8 @@ struct Stream {
     is_suspect: bool,
     /// The host's commands for this stream were not answered, and ATS is yet to be blocked.
     is_to_block: bool,
+    /// They were not answered, which has led to that, and the device has not answered since.
+    has_failed_host: bool,
 }
 
 /// A `CMD_SYNC` that is not waited for any more.
@@ -148,6 +150,7 @@ impl Streams {
             has_host_failed: false,
             is_suspect: false,
             is_to_block: false,
+            has_failed_host: false,
         });
 
         let (stream, result) = f(stream);
@@ -220,16 +223,20 @@ impl Streams {
     pub(crate) fn timed_out(&self, sid: u32, now: Instant<Monotonic>, is_guest: bool) -> Delta {
         self.update(sid, now, |mut stream| {
             stream.is_to_block |= !is_guest;
+            stream.has_failed_host |= !is_guest;
             let backoff = stream.back_off(now);
             (Some(stream), backoff)
         })
     }
 
-    /// Whether `CMD_ATC_INV`s of guests are refused for a stream, as its device does not answer.
+    /// Whether the device of a stream is known not to answer, and has its ATS blocked for that. What
+    /// a guest has found out leads to no such thing.
     #[cold]
-    pub(crate) fn is_refused(&self, sid: u32, now: Instant<Monotonic>) -> bool {
+    pub(crate) fn is_blocked(&self, sid: u32, now: Instant<Monotonic>) -> bool {
         self.streams.lock().iter().flatten().any(|stream| {
-            stream.sid == sid && stream.timeouts != 0 && (now - stream.refused_until).is_negative()
+            stream.sid == sid
+                && stream.has_failed_host
+                && (now - stream.refused_until).is_negative()
         })
     }
 
@@ -238,6 +245,20 @@ impl Streams {
     pub(crate) fn suspect(&self, sid: u32, now: Instant<Monotonic>) {
         self.update(sid, now, |stream| {
             let stream = Stream {
+                is_suspect: true,
+                ..stream
+            };
+            (Some(stream), ())
+        });
+    }
+
+    /// Says that the `CMD_ATC_INV`s of the host for a stream, or others of the same batch, have
+    /// failed or may have, and that their submitter waits no more.
+    #[cold]
+    pub(crate) fn host_failed(&self, sid: u32, now: Instant<Monotonic>) {
+        self.update(sid, now, |stream| {
+            let stream = Stream {
+                has_host_failed: true,
                 is_suspect: true,
                 ..stream
             };
@@ -281,6 +302,7 @@ impl Streams {
             let stream = Stream {
                 timeouts: 0,
                 refused_until: now,
+                has_failed_host: false,
                 ..stream
             };
             (stream.has_news().then_some(stream), ())
@@ -294,15 +316,19 @@ impl Streams {
     }
 
     /// Says that a `CMD_SYNC` is not waited for any more, behind a `CMD_ATC_INV` for this stream.
+    /// Returns whether there is a [`Task`] now.
     #[cold]
-    pub(crate) fn abandon(&self, sid: u32, now: Instant<Monotonic>, pending: Pending) {
-        self.update(sid, now, |stream| {
-            let stream = Stream {
-                pending: Some(pending),
-                ..stream
-            };
-            (Some(stream), ())
-        });
+    pub(crate) fn abandon(&self, sid: u32, now: Instant<Monotonic>, pending: Pending) -> bool {
+        self.update(sid, now, |mut stream| {
+            // Of an earlier one of the host, nobody learns what becomes of it.
+            let is_lost = stream
+                .pending
+                .is_some_and(|earlier| !earlier.is_guest && earlier.position != pending.position);
+            stream.is_suspect |= is_lost;
+            stream.has_host_failed |= is_lost;
+            stream.pending = Some(pending);
+            (Some(stream), is_lost)
+        })
     }
 
     /// Says that the `CMD_SYNC` fails for whose position `is_at` holds. Its submitter is told at

@@ -296,6 +296,15 @@ mod host {
             ensure!(bench.0.queue.next_to_block().is_none());
             ensure!(bench.smmu().take_log().len() == 1);
 
+            // What a guest has found out does not spare the host that.
+            bench.0.queue.forget_stream(SID_UNANSWERED);
+            ensure!(bench.0.issue(&[Unanswered], Wait::Complete) == fails(0, ATC));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.0.issue_host(&[Unanswered], true) == fails(0, ATC));
+            ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            ensure!(bench.smmu().take_log().len() == 4);
+
             ensure!(bench.0.issue_host(&[Slow; 16], true) == TIMEOUT);
             bench.smmu().disable_interrupts(false);
             ensure!(bench.0.issue_host(&[], true).is_ok());
