@@ -144,9 +144,7 @@ pub fn check_block(spec: &Spec, question: &Question, before: &[[u64; 2]]) -> Res
     let mut cmds: Vec<Cmd> = before.iter().map(|words| Cmd::new(*words)).collect();
     let (batch, result) = question
         .features()
-        .sanitise_block(&mut cmds, question.vmid, |_| {
-            question.find_stream()
-        });
+        .sanitise_block(&mut cmds, question.vmid, |_| question.find_stream());
     let said = (batch.cmds().len(), result.is_ok(), batch.has_atc_inv());
     let after: Vec<[u64; 2]> = cmds.iter().map(|cmd| cmd.words()).collect();
 
