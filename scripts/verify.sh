@@ -19,7 +19,7 @@ cargo_build() { # NAME ARGUMENTS...
 	local name=$1
 	shift
 	logged "verify-build-$name" "verify: building the checks ($name)" \
-		bash -c "cd '$verify' && cargo build --release --locked $*"
+		bash -c "cd '$verify' && cargo build --locked $*"
 }
 
 # The prover's Python packages, in an environment of their own in the cache.
@@ -41,13 +41,13 @@ python() {
 }
 
 part_sanitiser() {
-	cargo_build x86_64 && "$CARGO_TARGET_DIR/release/verify-sanitiser" "$tier"
+	cargo_build x86_64 --release --package verify-sanitiser && "$CARGO_TARGET_DIR/release/verify-sanitiser" "$tier"
 }
 
 # On the architecture of the kernel.
 part_proof() {
 	local target=aarch64-unknown-linux-gnu
-	cargo_build arm64 --lib --target $target &&
+	cargo_build arm64 --release --package verify-sanitiser --lib --target $target &&
 		python "$verify/sanitiser/prove.py" "$CARGO_TARGET_DIR/$target/release/libverify_sanitiser.so" \
 			verify_rust verify_reference
 }
@@ -59,6 +59,32 @@ part_faults() {
 	}
 }
 
+# The KUnit tests of the command queue, with its own code. Those with threads take a minute.
+part_queue() {
+	local log=$LOGS/verify-queue.log start=$SECONDS skip=() passed
+	[[ $tier == long ]] || skip=(--skip concurrent)
+	if (cd "$verify" && cargo test --release --locked --package verify-queue --lib -- "${skip[@]}") >"$log" 2>&1; then
+		passed=$(sed -n 's/^test result: ok. \([0-9]*\) passed.*/\1/p' "$log")
+		row "command queue: KUnit tests in user space" "$([[ $tier == long ]] && echo all || echo "all but those with threads")" "$passed tests" $((SECONDS - start)) ok
+	else
+		grep -A 30 '^failures:' "$log" >&2 || tail -n 30 "$log" >&2
+		return 1
+	fi
+}
+
+# The same code under the schedules of a model checker.
+part_schedules() {
+	local log=$LOGS/verify-schedules.log count=60000 kind
+	[[ $tier != long ]] || count=1000000
+	cargo_build schedules --profile model --package verify-queue --features shuttle || return
+	for kind in random pct; do
+		"$CARGO_TARGET_DIR/model/queue-shuttle" $kind $count 1 2>"$log" || {
+			grep -E 'panicked at|^queue: ' -A 1 "$log" >&2
+			return 1
+		}
+	done
+}
+
 # libFuzzer, with the instrumentation that cargo-fuzz asks for, of which the compiler that builds
 # the kernel has all but the sanitizers.
 part_fuzz() {
@@ -68,7 +94,7 @@ part_fuzz() {
 	local flags=(--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1
 		-Cllvm-args=-sanitizer-coverage-{level=4,inline-8bit-counters,pc-table,trace-compares})
 	export RUSTFLAGS=${flags[*]}
-	cargo_build fuzz --package verify-fuzz --target $target || return
+	cargo_build fuzz --release --package verify-fuzz --target $target || return
 	start=$SECONDS
 	# Nine bytes for the SMMU and the guest, and commands.
 	if "$CARGO_TARGET_DIR/$target/release/verify-fuzz" -seed=1 -runs=$runs -max_len=$((9 + 63 * 16)) \
@@ -113,11 +139,11 @@ part_litmus() {
 	litmus "the memory model of arm64" "$verify/litmus"
 }
 
-all=(litmus sanitiser proof faults)
+all=(litmus sanitiser proof faults queue schedules)
 [[ $tier != long ]] || all+=(fuzz)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
-	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults fuzz"
+	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults queue schedules fuzz"
 done
 
 KERNEL_SOURCE=$("$REPO/scripts/source.sh")

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the `kernel` crate as the checked files need. The difficult part is the kernel's own
-//! source, compiled from where it lies. The rest is here, with the names that it has there.
+//! As much of the `kernel` crate as the checked files need. The difficult part of what the sanitiser
+//! needs is the kernel's own source, compiled from where it lies. The rest is here, with the names
+//! that it has there.
 
 #![allow(clippy::all, missing_docs)]
 // Where those files are included from is no concern of theirs.
@@ -16,17 +17,32 @@ extern crate self as kernel;
 
 include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 
+pub mod alloc;
+pub mod init;
+pub mod sync;
+pub mod time;
+
 pub mod macros {
     //! Macros of the kernel that crates.io has as well.
     pub use paste::paste;
 }
 
 pub mod error {
-    //! Errors: those that the macros name.
-    pub struct Error;
+    //! Errors: those that the checked files name.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Error(&'static str);
     pub type Result<T = (), E = Error> = core::result::Result<T, E>;
     pub mod code {
-        pub const EOVERFLOW: super::Error = super::Error;
+        use super::Error;
+        pub const EINVAL: Error = Error("EINVAL");
+        pub const ENOMEM: Error = Error("ENOMEM");
+        pub const EOVERFLOW: Error = Error("EOVERFLOW");
+    }
+
+    impl From<core::convert::Infallible> for Error {
+        fn from(never: core::convert::Infallible) -> Self {
+            match never {}
+        }
     }
 }
 
@@ -35,11 +51,92 @@ pub use core::fmt;
 pub mod prelude {
     //! What the checked files use without naming it.
     pub use crate::{
+        alloc::{KBox, KVVec, GFP_KERNEL},
         build_assert::{build_assert, build_error, const_assert, static_assert},
-        error::Result,
-        Zeroable,
+        error::{code::*, Error, Result},
+        init::PinInit,
+        pin_init, try_pin_init, Zeroable,
     };
-    pub use core::format_args as fmt;
+    pub use core::{format_args as fmt, pin::Pin};
+    pub use kernel_macros::{kunit_tests, pin_data};
+}
+
+pub mod interrupt {
+    //! A CPU is a thread, and an interrupt is another one.
+    pub struct LocalInterruptDisabled;
+
+    impl Drop for LocalInterruptDisabled {
+        fn drop(&mut self) {}
+    }
+
+    pub fn local_interrupt_disable() -> LocalInterruptDisabled {
+        LocalInterruptDisabled
+    }
+}
+
+pub mod processor {
+    //! The CPU.
+    pub fn cpu_relax() {
+        crate::sync::thread::yield_now();
+    }
+}
+
+pub mod cpu {
+    //! The number of CPUs.
+    pub fn nr_cpu_ids() -> u32 {
+        std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+    }
+}
+
+pub mod task {
+    //! Scheduling.
+    pub fn cond_resched() {
+        crate::sync::thread::yield_now();
+    }
+}
+
+pub mod kunit {
+    //! The log of the tests.
+    pub fn err(args: core::fmt::Arguments<'_>) {
+        eprint!("{args}");
+    }
+}
+
+pub mod bindings {
+    //! Of C.
+    #[allow(non_upper_case_globals)]
+    pub static mut system_dfl_wq: crate::workqueue::Queue = crate::workqueue::Queue;
+}
+
+pub mod workqueue {
+    //! Threads.
+    pub struct Queue;
+
+    impl Queue {
+        /// # Safety
+        ///
+        /// None.
+        pub unsafe fn from_raw(_: Queue) -> &'static Self {
+            &Queue
+        }
+
+        pub fn try_spawn(
+            &self,
+            _: crate::alloc::Flags,
+            f: impl FnOnce() + Send + 'static,
+        ) -> crate::error::Result {
+            std::thread::spawn(f);
+            Ok(())
+        }
+    }
+
+    impl Clone for Queue {
+        fn clone(&self) -> Self {
+            *self
+        }
+    }
+
+    impl Copy for Queue {}
 }
 
 /// The trait of the `pin_init` crate.
