@@ -8,8 +8,7 @@
 //!    hand-over becomes the *owner*.
 //! 2. writes its commands and marks its slots as valid.
 //! 3. if it is the owner: waits for the previous owner, ends the reserving in its range, waits
-//! until
-//!    the whole range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
+//!    until the whole range is valid, writes `SMMU_CMDQ_PROD` and hands over to the next owner.
 //!
 //! So the slots of one batch follow each other, and `SMMU_CMDQ_PROD` only moves over slots that are
 //! written.
@@ -267,7 +266,7 @@ impl Ring {
         while position < end {
             let bit = position % H::WORD_BITS;
             let count = (H::WORD_BITS - bit).min(end - position);
-            let mask = (u64::MAX >> (u64::BITS as u64 - count)) << bit;
+            let mask = (u64::MAX >> (u64::from(u64::BITS) - count)) << bit;
             let is_even_round = (position >> self.shift) & 1 == 0;
 
             f(

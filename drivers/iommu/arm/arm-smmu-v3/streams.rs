@@ -140,7 +140,7 @@ impl Streams {
             .position(|stream| stream.is_some_and(|stream| stream.sid == sid));
         let index = found
             .or_else(|| streams.iter().position(Option::is_none))
-            .unwrap_or_else(|| Self::soonest(&*streams));
+            .unwrap_or_else(|| Self::soonest(&streams));
         let stream = found.and_then(|index| streams[index]).unwrap_or(Stream {
             sid,
             timeouts: 0,
@@ -229,8 +229,8 @@ impl Streams {
         })
     }
 
-    /// Whether the device of a stream is known not to answer, and has its ATS blocked for that. What
-    /// a guest has found out leads to no such thing.
+    /// Whether the device of a stream is known not to answer, and has its ATS blocked for that.
+    /// What a guest has found out leads to no such thing.
     #[cold]
     pub(crate) fn is_blocked(&self, sid: u32, now: Instant<Monotonic>) -> bool {
         self.streams.lock().iter().flatten().any(|stream| {
