@@ -241,11 +241,12 @@ impl<H: Hw> Cmdq<H> {
     #[inline]
     pub(crate) fn issue_host(&self, cmds: &[Cmd], sync: bool) -> Result<(), Failure> {
         let sync = sync || cmds.first().is_some_and(|cmd| cmd.is_atc_inv());
+        let failures = self.streams.host_failures();
 
         match self.submit(cmds, sync, Sender::Host) {
             Ok(None) => Ok(()),
             Ok(Some(errors)) => self.resolve_host(cmds, errors),
-            Err(failure) => self.wait_again(cmds, failure),
+            Err(failure) => self.wait_again(cmds, failure, failures),
         }
     }
 
@@ -538,7 +539,7 @@ impl<H: Hw> Cmdq<H> {
     /// Waits again for commands of the host that were not complete in time, as long as the queue
     /// moves.
     #[cold]
-    fn wait_again(&self, cmds: &[Cmd], failure: Failure) -> Result<(), Failure> {
+    fn wait_again(&self, cmds: &[Cmd], failure: Failure, failures: u32) -> Result<(), Failure> {
         let begin = self.hw.now();
         let mut outcome = Err(failure);
 
@@ -550,12 +551,10 @@ impl<H: Hw> Cmdq<H> {
                 break;
             }
             // The commands are in the queue, and another CMD_SYNC completes them as well, unless
-            // their own has failed.
+            // their own has failed, or somebody else's: then find out.
             outcome = self.submit(&[], true, Sender::Host).and_then(|errors| {
                 let mut errors = errors.unwrap_or_default();
-                for sid in cmds.iter().filter_map(Cmd::atc_inv_sid) {
-                    errors.atc_inv_sync |= self.streams.take_host_failure(sid);
-                }
+                errors.atc_inv_sync |= self.streams.host_failures() != failures;
                 self.resolve_host(cmds, errors)
             });
         }

@@ -70,8 +70,6 @@ struct Stream {
     pending: Option<Pending>,
     /// The `CMD_SYNC` of a guest has failed, which the guest has not been told yet.
     is_untold: bool,
-    /// One of the host has failed, which its submitter, if it waits again, has not seen yet.
-    has_host_failed: bool,
     /// The host's commands for this stream, or others of the same batch, were not answered. Which,
     /// is yet to be found out.
     is_suspect: bool,
@@ -106,6 +104,8 @@ pub(crate) enum Task {
 pub(crate) struct Streams {
     /// How many there are, so that there is one place to look at when all is well.
     count: Atomic<u32>,
+    /// See [`Self::host_failures()`].
+    host_failures: Atomic<u32>,
     #[pin]
     streams: RawSpinLockIrq<[Option<Stream>; MAX_STREAMS]>,
 }
@@ -115,6 +115,7 @@ impl Streams {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             count: Atomic::new(0),
+            host_failures: Atomic::new(0),
             streams <- new_raw_spinlock_irq!([None; MAX_STREAMS], "arm_smmu_cmdq_streams"),
         })
     }
@@ -147,7 +148,6 @@ impl Streams {
             refused_until: now,
             pending: None,
             is_untold: false,
-            has_host_failed: false,
             is_suspect: false,
             is_to_block: false,
             has_failed_host: false,
@@ -258,12 +258,12 @@ impl Streams {
     pub(crate) fn host_failed(&self, sid: u32, now: Instant<Monotonic>) {
         self.update(sid, now, |stream| {
             let stream = Stream {
-                has_host_failed: true,
                 is_suspect: true,
                 ..stream
             };
             (Some(stream), ())
         });
+        self.host_failures.add(1, Relaxed);
     }
 
     /// Returns what is to be done next, each task once.
@@ -282,17 +282,10 @@ impl Streams {
         Some(Task::Probe(stream.sid))
     }
 
-    /// Whether a `CMD_SYNC` of the host for this stream has failed that was not waited for, since
-    /// the last time that this was asked.
-    #[cold]
-    pub(crate) fn take_host_failure(&self, sid: u32) -> bool {
-        let mut streams = self.streams.lock();
-
-        streams
-            .iter_mut()
-            .flatten()
-            .find(|stream| stream.sid == sid)
-            .is_some_and(|stream| core::mem::take(&mut stream.has_host_failed))
+    /// The number of times that `CMD_ATC_INV`s of the host have failed that nobody waited for.
+    #[inline]
+    pub(crate) fn host_failures(&self) -> u32 {
+        self.host_failures.load(Relaxed)
     }
 
     /// Says that the device of a stream has answered in time.
@@ -325,7 +318,7 @@ impl Streams {
                 .pending
                 .is_some_and(|earlier| !earlier.is_guest && earlier.position != pending.position);
             stream.is_suspect |= is_lost;
-            stream.has_host_failed |= is_lost;
+            self.host_failures.add(u32::from(is_lost), Relaxed);
             stream.pending = Some(pending);
             (Some(stream), is_lost)
         })
@@ -349,7 +342,7 @@ impl Streams {
             if pending.is_guest {
                 stream.is_untold = true;
             } else {
-                stream.has_host_failed = true;
+                self.host_failures.add(1, Relaxed);
                 stream.is_suspect = true;
                 has_task = true;
             }
@@ -364,11 +357,7 @@ impl Streams {
 impl Stream {
     /// Whether there is more to the entry than its back-off.
     fn has_news(&self) -> bool {
-        self.pending.is_some()
-            || self.is_untold
-            || self.has_host_failed
-            || self.is_suspect
-            || self.is_to_block
+        self.pending.is_some() || self.is_untold || self.is_suspect || self.is_to_block
     }
 
     /// Counts a time-out. Returns for how long the stream is refused from now on.
