@@ -144,7 +144,7 @@ impl Features {
                     }
                     Ok(None) => {
                         has_skipped = true;
-                        skip(len)
+                        Cmd::skipped(len)
                     }
                     Err(e) => {
                         result = Err(e);
@@ -329,13 +329,6 @@ impl Features {
             _ => true,
         }
     }
-}
-
-/// [`Cmd::skipped()`], of which the common path is to know nothing.
-#[cold]
-#[inline(never)]
-fn skip(request: usize) -> Cmd {
-    Cmd::skipped(request)
 }
 
 /// Moves what [`Cmd::skipped()`] has made to the end. Returns the number of the others.
