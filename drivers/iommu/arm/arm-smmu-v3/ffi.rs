@@ -182,6 +182,7 @@ impl Vsmmu {
 /// # Invariants
 ///
 /// The struct is valid.
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_IOMMUFD)]
 #[repr(transparent)]
 struct Master(Opaque<bindings::arm_smmu_master>);
 
