@@ -149,7 +149,7 @@ const REPLAY_LIMIT: Delta = TIME_LIMIT;
 const MAX_GUEST_SLOTS: usize = 256;
 
 /// The most commands of the host in a batch: `CMDQ_BATCH_ENTRIES`.
-const MAX_HOST_CMDS: usize = 64;
+pub(crate) const MAX_HOST_CMDS: usize = 64;
 
 /// How often a waiter looks for errors. Before the first time, it reads no register but one that
 /// shows the completion.

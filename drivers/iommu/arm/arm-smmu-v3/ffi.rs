@@ -31,7 +31,10 @@ use kernel::{
 
 use super::{
     cmd::Cmd,
-    cmdq::Cmdq,
+    cmdq::{
+        Cmdq,
+        MAX_HOST_CMDS, //
+    },
     smmu_hw::SmmuHw, //
 };
 
@@ -40,6 +43,9 @@ use super::sanitise::{
     Features,
     Stream, //
 };
+
+// The driver's own batches fit.
+const _: () = assert!(MAX_HOST_CMDS == bindings::CMDQ_BATCH_ENTRIES as usize);
 
 // Commands are handed over to C as they are.
 const _: () = assert!(

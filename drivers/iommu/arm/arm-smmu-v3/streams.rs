@@ -43,7 +43,7 @@ const MIN_BACKOFF: Delta = Delta::from_secs(1);
 const MAX_BACKOFF: Delta = Delta::from_secs(64);
 
 /// The most streams that are kept. With more than that, the one is forgotten whose back-off ends
-/// first.
+/// first, if possible one that there is nothing to tell of.
 const MAX_STREAMS: usize = 32;
 
 /// What is to become of a `CMD_ATC_INV` of a guest.
