@@ -2,6 +2,7 @@
 
 //! The iommufd objects of a nested SMMU.
 
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ impl HwInfo {
 /// A vfio device behind a nested SMMUv3: stage 2 maps the guest memory, stage 1 is what
 /// [`NestedSmmu::attach`] is given.
 pub struct NestedSmmu {
-    device: VfioDevice,
+    device: Arc<VfioDevice>,
     vfio: Arc<VfioIommufd>,
     dev_id: u32,
     hw_info: HwInfo,
@@ -139,7 +140,7 @@ impl NestedSmmu {
 
         // From here on a drop takes back what has been made.
         let mut this = NestedSmmu {
-            device,
+            device: Arc::new(device),
             vfio,
             dev_id,
             hw_info,
@@ -190,8 +191,13 @@ impl NestedSmmu {
     }
 
     /// The vfio device, for its registers.
-    pub fn device(&self) -> &VfioDevice {
+    pub fn device(&self) -> &Arc<VfioDevice> {
         &self.device
+    }
+
+    /// All vfio devices: the first, and those that were added, in their order.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<VfioDevice>> {
+        iter::once(&self.device).chain(self.added.iter().map(|added| &added.device))
     }
 
     /// The guest memory, all of it mapped by stage 2.
@@ -236,14 +242,43 @@ impl NestedSmmu {
     ///
     /// When the kernel does not like the entry, or cannot attach.
     pub fn attach(&mut self, ste: [u64; 2]) -> Result<(), Error> {
-        let id = self.alloc_nested(self.dev_id, ste)?;
-        if let Err(e) = self.device.attach_hwpt(id) {
+        self.attach_nth(0, ste)
+    }
+
+    /// As [`NestedSmmu::attach`], for one of [`NestedSmmu::devices`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such device.
+    pub fn attach_nth(&mut self, n: usize, ste: [u64; 2]) -> Result<(), Error> {
+        let (device, dev_id) = self.nth(n);
+        let device = device.clone();
+        let id = self.alloc_nested(dev_id, ste)?;
+        if let Err(e) = device.attach_hwpt(id) {
             // The reason to be here is worth more than that of a failure to clean up.
             let _ = self.iommufd().destroy_iommu_object(id);
             return Err(Error::Vfio("attach the device to the nested HWPT", e));
         }
-        let unused = self.s1_hwpt_id.replace(id);
+        let unused = self.nth_hwpt_id(n).replace(id);
         self.destroy_hwpt(unused)
+    }
+
+    fn nth(&self, n: usize) -> (&Arc<VfioDevice>, u32) {
+        match n.checked_sub(1) {
+            None => (&self.device, self.dev_id),
+            Some(n) => (&self.added[n].device, self.added[n].vdevice.dev_id),
+        }
+    }
+
+    fn nth_hwpt_id(&mut self, n: usize) -> &mut Option<u32> {
+        match n.checked_sub(1) {
+            None => &mut self.s1_hwpt_id,
+            Some(n) => &mut self.added[n].s1_hwpt_id,
+        }
     }
 
     /// Has another device behind the same nested SMMU, as stream `vsid` to the guest, for as long as this
@@ -269,7 +304,7 @@ impl NestedSmmu {
         };
         vdevice.create()?;
         self.added.push(Added {
-            device,
+            device: Arc::new(device),
             vdevice,
             s1_hwpt_id: None,
         });
@@ -282,16 +317,7 @@ impl NestedSmmu {
     ///
     /// As there.
     pub fn attach_added(&mut self, ste: [u64; 2]) -> Result<(), Error> {
-        for i in 0..self.added.len() {
-            let id = self.alloc_nested(self.added[i].vdevice.dev_id, ste)?;
-            if let Err(e) = self.added[i].device.attach_hwpt(id) {
-                let _ = self.iommufd().destroy_iommu_object(id);
-                return Err(Error::Vfio("attach another device to a nested HWPT", e));
-            }
-            let unused = self.added[i].s1_hwpt_id.replace(id);
-            self.destroy_hwpt(unused)?;
-        }
-        Ok(())
+        (1..=self.added.len()).try_for_each(|n| self.attach_nth(n, ste))
     }
 
     /// Attaches the device to stage 2 alone, in place of what it had: it goes by the addresses of the
@@ -301,10 +327,24 @@ impl NestedSmmu {
     ///
     /// When the kernel cannot attach.
     pub fn attach_stage2(&mut self) -> Result<(), Error> {
-        self.device
+        self.attach_nth_stage2(0)
+    }
+
+    /// As [`NestedSmmu::attach_stage2`], for one of [`NestedSmmu::devices`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such device.
+    pub fn attach_nth_stage2(&mut self, n: usize) -> Result<(), Error> {
+        let (device, _) = self.nth(n);
+        device
             .attach_hwpt(self.s2_hwpt_id())
             .map_err(|e| Error::Vfio("attach the device to stage 2", e))?;
-        let unused = self.s1_hwpt_id.take();
+        let unused = self.nth_hwpt_id(n).take();
         self.destroy_hwpt(unused)
     }
 
@@ -390,7 +430,7 @@ impl Drop for NestedSmmu {
 
 /// Another device behind a [`NestedSmmu`].
 struct Added {
-    device: VfioDevice,
+    device: Arc<VfioDevice>,
     vdevice: Vdevice,
     s1_hwpt_id: Option<u32>,
 }
