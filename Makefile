@@ -27,7 +27,7 @@ help: ## this list
 # ONLY : for test, lint, kselftest, faults, vmm, bench, verify, series-check-full: which of their groups, checks, programs, rows, phases, parts or patches
 # LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
-# UPDATE : for bench-check: 1 to write what is expected from now on
+# UPDATE : for bench-check: 1 to write what is expected from now on; for vmm: the table of docs/vmm.md
 # RUNS : for fuzz: how many guests
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
@@ -69,11 +69,12 @@ faults: tree ## tests on an SMMU that fails on demand, VARIANT only; ONLY=worst:
 	@scripts/enter scripts/initrd.sh
 	@scripts/enter scripts/faults.sh $(ONLY)
 
-vmm: tree ## runs QEMU with a vSMMU and a passed-through NVMe on VARIANT
+vmm: tree ## runs VMMs on VARIANT: QEMU, with a passed-through NVMe; then a small one (ONLY=same)
 	@scripts/enter scripts/image.sh $(VARIANT)
-	@[ $(VARIANT) = c ] || scripts/enter scripts/image.sh c
+	@for variant in rust c; do [ $(VARIANT) = $$variant ] || scripts/enter scripts/image.sh $$variant; done
 	@scripts/enter scripts/initrd.sh
-	@scripts/enter scripts/vmm.sh $(ONLY)
+	@[ "$(ONLY)" = same ] || scripts/enter scripts/vmm.sh $(ONLY)
+	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/vmm-same.sh $(if $(UPDATE),--page) c qemu
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
 	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)

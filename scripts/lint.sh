@@ -33,7 +33,7 @@ of_type() { # SUFFIX FILES...: those that end so, as paths in the kernel
 
 check_shellcheck() {
 	cd "$REPO"
-	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init scripts/vmm/l1 scripts/vmm/l2
+	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init scripts/vmm/*
 }
 
 check_codespell() {
@@ -41,7 +41,7 @@ check_codespell() {
 	cd "$REPO"
 	mapfile -t texts < <(find README.md Makefile Kconfig docs scripts patches tools/vsmmu tools/verify -type f ! -name Cargo.lock ! -name 'LICENSE*')
 	# Names in registers and C identifiers look like misspelt words.
-	codespell -L ist,inout,te,hist,sid,asid,ans,crate "${texts[@]}" "${new[@]/#/$tree/}"
+	codespell -L ist,inout,te,hist,sid,asid,ans,crate,mis "${texts[@]}" "${new[@]/#/$tree/}"
 }
 
 # What git am and a maintainer need.
@@ -147,7 +147,10 @@ check_cargofmt() {
 
 check_cargoclippy() {
 	(cd "$REPO/tools/vsmmu" &&
-		CARGO_TARGET_DIR=$BUILD/cargo cargo clippy --workspace --locked --all-targets -- -D warnings) &&
+		CARGO_TARGET_DIR=$BUILD/cargo bash -ec '
+			cargo clippy --workspace --locked --all-targets -- -D warnings
+			# What of it is for arm64 only.
+			cargo clippy --package vsmmu-vmm --target aarch64-unknown-linux-gnu --locked -- -D warnings') &&
 		(cd "$REPO/tools/verify" &&
 			KERNEL_SOURCE=$("$REPO/scripts/source.sh") DRIVER_SOURCE=$REPO/drivers/iommu/arm/arm-smmu-v3 \
 				CARGO_TARGET_DIR=$BUILD/verify bash -ec '

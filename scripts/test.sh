@@ -219,6 +219,17 @@ group_vmm() {
 	done
 }
 
+# The same Linux on the bare machine and in a VM, where it sees the same errors.
+group_same() {
+	local counts what="Linux on the bare machine and in a VM by vsmmu-vmm: $LOGS/vmm-same.table"
+	image rust && image c && initrd || return 0
+	"$REPO/scripts/vmm-same.sh" c >"$LOGS/vmm-same.table" || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$LOGS/vmm-same.table")
+	counts=${counts:-0 0}
+	[[ ${counts#* } == 0 ]] || grep '^FAILED' "$LOGS/vmm-same.table" >&2 || true
+	result same "${counts% *}" "${counts#* }" "$what"
+}
+
 # What is checked exhaustively or proved in user space; each row of its table is a check.
 group_verify() {
 	local log=$LOGS/verify.log counts
@@ -278,7 +289,7 @@ group_x86_64() {
 }
 
 # The long ones first, so that none is left over in the end.
-all=(kselftest faults vmm verify demo modular kunit relay c bench series x86_64 c_objects userspace docs)
+all=(kselftest faults vmm same verify demo modular kunit relay c bench series x86_64 c_objects userspace docs)
 (($#)) || set -- "${all[@]}"
 for group in "$@"; do
 	declare -F "group_$group" >/dev/null || die "there is no group $group; use: ${all[*]}"
