@@ -8,6 +8,7 @@
 
 mod cases;
 mod lab;
+mod stray;
 mod worst;
 
 use std::error::Error;
@@ -47,6 +48,9 @@ struct Args {
     /// Only show what the SMMU has counted: a name and a number on each line
     #[arg(long)]
     stats: bool,
+    /// Only have this NVMe, which has no driver, read from where its SMMU maps nothing
+    #[arg(long, value_name = "BDF")]
+    stray: Option<String>,
     /// Only measure the worst that one guest or device can do to the others: figures, not rows
     #[arg(long)]
     worst: bool,
@@ -69,6 +73,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(rules) = &args.rules {
         Control::open()?.set_json(serde_json::from_str(rules)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(bdf) = &args.stray {
+        stray::run(bdf)?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.stats {
