@@ -1,46 +1,51 @@
 #!/bin/bash
-# kselftest.sh [PROGRAM]: builds the kernel's self-tests of iommufd and runs them
-# on build/VARIANT/Image. Those that upstream has are run as they are upstream
-# ("pristine"), which old user space stands for, and as patched here ("tree").
-# Unless SMP says on how many CPUs, those of the SMMUv3 path that depend on that
-# are run on 1 and 4 as well ("smp1" and "smp4"; not on the C kernel).
+# kselftest.sh [PROGRAM|FIXTURE|FIXTURE.TEST]: builds the kernel's self-tests of
+# iommufd and runs them, or some, on build/VARIANT/Image. Those that upstream has are
+# run as they are upstream ("pristine"), which old user space stands for, and as
+# patched here ("tree"). Unless SMP says on how many CPUs, those of the SMMUv3 path
+# that depend on that are run on 1 and 4 as well ("smp1" and "smp4"; not on the C
+# kernel, nor if only some are asked for).
 # Ends with "N passed, N failed". Runs in the build root.
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 variant=${VARIANT:-rust}
-only=${1-}
+only=${1:-*} filter=''
 out=$BUILD/kselftest
 name=kselftest-$variant
 tests=tools/testing/selftests/iommu
 
-build() { # ORIGIN SOURCE-TREE PROGRAM
-	mkdir -p "$out/root/kselftest/$1"
-	# Uses the headers of the tree: an old program has to build with new ones.
+# What upstream's own source has, with the headers of the tree: an old program has to
+# build with new ones.
+build_pristine() { # PROGRAM
+	local source
+	source=$(cat "$BUILD/linux.base")
+	mkdir -p "$out/root/kselftest/pristine"
 	# shellcheck disable=SC2086 # several flags
 	aarch64-linux-gnu-gcc -static -Wall -O2 -Wno-unused-function -isystem "$out/headers/include" \
-		-I"$2/tools/include" -I"$2/tools/testing/selftests" -D_GNU_SOURCE= \
-		-o "$out/root/kselftest/$1/$3" "$2/$tests/$3.c" -lcap -lpthread
+		-I"$source/tools/testing/selftests" -D_GNU_SOURCE= \
+		-o "$out/root/kselftest/pristine/$1" "$source/$tests/$1.c" -lcap -lpthread
 }
 
 build_all() {
 	local program
-	rm -rf "$out"
+	rm -rf "$out/root" "$out/headers"
 	"$REPO/scripts/image.sh" "$variant" -s INSTALL_HDR_PATH="$out/headers" headers_install
-	for program in iommufd iommufd_fail_nth; do
-		build pristine "$(cat "$BUILD/linux.base")" "$program"
-	done
-	for program in iommufd iommufd_fail_nth iommufd_arm_smmuv3; do
-		build tree "$BUILD/linux" "$program"
-	done
+	for program in iommufd iommufd_fail_nth; do build_pristine "$program"; done
+	# Static, as the guest has no libraries, and without the sources' tree being written to.
+	make -s -C "$BUILD/linux/tools/testing/selftests" TARGETS=iommu ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- \
+		O="$out/build" KHDR_INCLUDES="-isystem $out/headers/include" USERCFLAGS=-Werror USERLDFLAGS=-static \
+		FORCE_TARGETS=1 INSTALL_PATH="$out/install" install
+	mkdir -p "$out/root/kselftest/tree"
+	find "$out/install/iommu" -type f -executable -exec cp -t "$out/root/kselftest/tree" {} +
 	touch "$out/built"
 }
 
 # They are the same for all variants, and depend on nothing else.
 up_to_date() {
 	[[ -e $out/built ]] &&
-		[[ ! $(find "$BUILD/linux/$tests" "$BUILD/linux/include/uapi/linux" "$BUILD/linux.base" -newer "$out/built") ]]
+		[[ ! $(find "$BUILD/linux/$tests" "$BUILD/linux/tools/testing/selftests/vfio/lib" "$BUILD/linux/include/uapi/linux" "$BUILD/linux.base" -newer "$out/built") ]]
 }
 
 # Two devices, so that there are two VMs behind the same SMMU. The C kernel lets
@@ -82,34 +87,59 @@ count() { # NAME STATUS-OF-BOOT KERNEL-LOG PROGRAM...
 		}' "$log" >>"$LOGS/$name.counts"
 }
 
+# One that is no program is a fixture, which a program has.
+fixture=${only%%.*}
+if [[ ! -e $BUILD/linux/$tests/$only.c ]] && owner=$(grep -lE "^FIXTURE\($fixture\)" "$BUILD/linux/$tests"/*.c 2>/dev/null); then
+	only=$(basename "$owner" .c)
+	filter="-f $fixture"
+	[[ ${1-} != *.* ]] || filter+=" -t ${1##*.}"
+fi
+
 rm -f "$LOGS/$name.counts"
 up_to_date || logged kselftest-build "building the self-tests" build_all || die "correct what the compiler says above and run this again"
 # Where wrong answers are expected under load, a short load shows them.
 stress=20
 [[ $variant != c ]] || stress=5
 # shellcheck disable=SC2016 # expanded in the guest
-job='echo 512 >/proc/sys/vm/nr_hugepages
+devices='
+for device in /sys/bus/pci/devices/*; do
+	[ "$(cat $device/vendor $device/device | tr -d "\n")" = 0x12340x11e8 ] || continue
+	echo vfio-pci >$device/driver_override
+	echo ${device##*/} >/sys/bus/pci/drivers_probe
+	edus="$edus ${device##*/}"
+done
+'
+# shellcheck disable=SC2016
+job=$devices'echo 512 >/proc/sys/vm/nr_hugepages
 export IOMMUFD_SMMUV3_SECONDS='$stress'
 cd /kselftest
-for program in */'${only:-*}'; do echo "--- $program"; $program; echo "--- status $?"; done'
+for program in */'$only'; do
+	echo "--- $program"
+	case $program in *smmuv3*) $program '$filter' $edus ;; *) $program '$filter' ;; esac
+	echo "--- status $?"
+done'
 say "kselftest: running the self-tests on the $variant kernel (some minutes)"
 rc=0
 boot "$name" "$job" || rc=$?
 # shellcheck disable=SC2046,SC2086 # a pattern, and several words
-count "$name" $rc kernel-log $(cd "$out/root/kselftest" && echo */${only:-*})
+count "$name" $rc kernel-log $(cd "$out/root/kselftest" && compgen -G "*/$only")
 logs=("$LOGS/$name.log")
 
-# shellcheck disable=SC2053 # a pattern
-if [[ ! ${SMP-} && $variant != c && iommufd_arm_smmuv3 == ${only:-*} ]]; then
+if [[ ! ${SMP-} && $variant != c && $only == '*' ]]; then
+	programs='killed stress errors'
 	for cpus in 1 4; do
 		say "kselftest: some of them once more, with SMP=$cpus"
-		job='export IOMMUFD_SMMUV3_SECONDS=10
-			echo "--- smp'$cpus'/iommufd_arm_smmuv3"
-			/kselftest/tree/iommufd_arm_smmuv3 -f killed -f stress -f injected -f gerror -f neighbours
-			echo "--- status $?"'
+		# shellcheck disable=SC2016 # expanded in the guest
+		job=$devices'export IOMMUFD_SMMUV3_SECONDS=10
+			for subject in '$programs'; do
+				echo "--- smp'$cpus'/iommufd_arm_smmuv3_$subject"
+				/kselftest/tree/iommufd_arm_smmuv3_$subject $edus
+				echo "--- status $?"
+			done'
 		rc=0
 		SMP=$cpus boot "$name-smp$cpus" "$job" || rc=$?
-		count "$name-smp$cpus" $rc "smp$cpus/kernel-log" "smp$cpus/iommufd_arm_smmuv3"
+		# shellcheck disable=SC2046,SC2086 # several words
+		count "$name-smp$cpus" $rc "smp$cpus/kernel-log" $(printf "smp$cpus/iommufd_arm_smmuv3_%s " $programs)
 		logs+=("$LOGS/$name-smp$cpus.log")
 	done
 fi

@@ -65,7 +65,7 @@ Where the tests are:
 | --- | --- | --- |
 | `demo:` | `make run`, `make test ONLY=demo` | `tools/vsmmu/demo/src/` |
 | `faults:` | `make faults ONLY=` and the row | `tools/vsmmu/faults/src/` |
-| `kselftest:` | `make kselftest`, `make test ONLY=kselftest` | `tools/testing/selftests/iommu/iommufd_arm_smmuv3.c` |
+| `kselftest:` | `make kselftest`, `make test ONLY=kselftest` | `tools/testing/selftests/iommu/` |
 | `kunit:` | `make kunit` | `drivers/iommu/arm/arm-smmu-v3/tests*.rs` |
 
 {markdown(rows, "what", ("shown by", tests))}
@@ -106,7 +106,7 @@ class Tests:
             library = "".join(file.read_text() for file in (REPO / "tools/vsmmu/nested/src").glob("*.rs"))
             self.words[kind] = set(re.findall(r'(?<=")[A-Za-z0-9_.=-]+(?=")|[0-9][0-9_]*', text + library))
             self.words[kind] |= {word.replace("_", "") for word in self.words[kind]}
-        source = (REPO / "tools/testing/selftests/iommu/iommufd_arm_smmuv3.c").read_text()
+        source = "".join(file.read_text() for file in (REPO / "tools/testing/selftests/iommu").glob("*.c"))
         self.kselftest = {".".join(test) for test in
                           re.findall(r"^TEST_F(?:_TIMEOUT)?\((\w+), (\w+)", source, re.MULTILINE)}
         self.kunit = set()
