@@ -145,7 +145,7 @@ if [[ ! ${SMP-} && $variant != c && $only == '*' ]]; then
 fi
 
 while read -r program passed failed skipped; do
-	printf '    %-30s %4d passed %4d failed %4d skipped\n' "$program" "$passed" "$failed" "$skipped" >&2
+	printf '    %-34s %4d passed %4d failed %4d skipped\n' "$program" "$passed" "$failed" "$skipped" >&2
 done <"$LOGS/$name.counts"
 sed -n 's/^not ok [0-9]* /failed: /p; s/^ok [0-9]* \(.*\) # SKIP/skipped: \1:/p' "${logs[@]}" | sort | uniq |
 	sed 's/^/        /' >&2

@@ -36,6 +36,12 @@ check_shellcheck() {
 	shellcheck -x scripts/enter scripts/*.sh .ci/run && shellcheck -s busybox scripts/init scripts/vmm/*
 }
 
+# The programs of the scripts that have types and tests of their own.
+check_python() {
+	cd "$REPO/scripts"
+	mypy --strict --cache-dir "$BUILD/mypy" results.py results_test.py && ./results_test.py && ./tree_test.py
+}
+
 check_codespell() {
 	local texts
 	cd "$REPO"
@@ -187,6 +193,7 @@ check_relay() {
 mkdir -p "$LOGS"
 declare -A what=(
 	[shellcheck]="shell scripts: shellcheck"
+	[python]="scripts: mypy, and their tests"
 	[codespell]="texts: codespell"
 	[series]="patches: author, subject, message, sign-off"
 	[checkpatch]="mails of the series: checkpatch --strict"
@@ -198,7 +205,7 @@ declare -A what=(
 	[cargoclippy]="user space: clippy, warnings are errors"
 	[relay]="the relay: features, no_std, documentation, cargo package, fuzzer"
 )
-(($#)) || set -- shellcheck codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy relay kernel
+(($#)) || set -- shellcheck python codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy relay kernel
 for name in "$@"; do
 	check "$name" "${what[$name]}"
 done
