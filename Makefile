@@ -4,9 +4,9 @@
 
 MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
-export VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
+export DISCARD VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
+.PHONY: patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,9 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : for test, lint, kselftest, faults, vmm, bench, verify, series-check-full: which of their groups, checks, programs, rows, phases, parts or patches
+# ONLY : which groups (test), checks (lint), rows (run, faults), suites or tests (kunit), programs, fixtures or tests (kselftest), phases (vmm), parts (bench, verify) or patches (series-check-full); list, for test: what there is
+# PATCH : for patch-refresh: which patch
+# DISCARD : for tree: 1 to drop what was edited in build/linux
 # LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
 # UPDATE : for bench-check: 1 to write what is expected from now on; for vmm: the table of docs/vmm.md
@@ -33,7 +35,7 @@ help: ## this list
 # BIND : more host directories to be seen in the build root
 
 run: tree ## builds everything and shows the demo's table on an emulated machine
-	@scripts/enter scripts/run.sh
+	@scripts/enter scripts/run.sh $(ONLY)
 
 trees: tree
 	@scripts/tree.sh pristine none
@@ -41,8 +43,13 @@ trees: tree
 	@scripts/tree.sh at-prepare smmuv3-prepare-cmdq.patch
 	@scripts/tree.sh at-cmdq smmuv3-cmdq.patch
 
+ifeq ($(ONLY),list)
+test:
+	@scripts/test.sh list
+else
 test: trees ## all tests; ends with "N passed, N failed"
 	@scripts/enter scripts/test.sh $(ONLY)
+endif
 
 image: tree ## builds the kernel: build/VARIANT/Image
 	@scripts/enter scripts/image.sh $(VARIANT)
@@ -54,11 +61,18 @@ boot: image ## boots the kernel, with a shell on its console
 tree: ## makes the kernel tree build/linux: pristine kernel, patches, new files
 	@scripts/tree.sh
 
+patch-refresh: ## takes what was edited in build/linux into PATCH, a file of patches/
+	@scripts/enter sh -c 'scripts/patch_refresh.py "$$(basename "$(PATCH)")" "$$(cat build/linux.base)" build/linux'
+	@scripts/tree.sh
+
+rust-analyzer: tree ## makes rust-project.json, for editors with rust-analyzer
+	@scripts/enter scripts/rust-analyzer.sh
+
 shell: ## runs CMD in the build root, where this directory has the same path
 	@if [ -n "$$CMD" ]; then scripts/enter bash -c "$$CMD"; else scripts/enter bash; fi
 
 kunit: tree ## the unit tests, in the booted kernel
-	@scripts/enter scripts/test.sh kunit
+	@SUITE='$(ONLY)' scripts/enter scripts/test.sh kunit
 
 kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
 	@scripts/enter scripts/initrd.sh

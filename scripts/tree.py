@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""tree.py [--follow] [--until PATCH] PRISTINE TREE | --list: puts the patch series and the
-overlay of this repository on a kernel tree.
+"""tree.py [--follow] [--until PATCH] [--discard] PRISTINE TREE | --list: puts the patch series
+and the overlay of this repository on a kernel tree.
 
 TREE is a copy of PRISTINE, which is only read. Its files may be hard links to the
 pristine ones, so a file that changes is always a new one. Only files whose content
 differs are written, so that a build redoes no more than it must, and files that are
 not touched any longer go back to what they were.
+
+A file that somebody has edited in TREE is not overwritten: a new file of ours is brought back
+into this repository; with others, or if both have changed, this ends with an error that says what
+to do. With --discard, the edits are dropped.
 
 With --follow, the files that are not touched are brought up to date too (PRISTINE is
 somebody's own tree then; the one in the cache does not change).
@@ -15,15 +19,17 @@ With --list, it only prints the names of the files of the overlay.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from stage import overlay, series, stage
+from stage import IGNORED, REPO, die, overlay, series, stage
 
 
 def pristine_files(pristine):
@@ -33,7 +39,7 @@ def pristine_files(pristine):
         names = subprocess.run(git, check=True, capture_output=True).stdout.split(b"\0")
         names = [os.fsdecode(name) for name in names if name]
         return [name for name in names if os.path.lexists(pristine / name)]
-    found = subprocess.run(["find", ".", "(", "-type", "f", "-o", "-type", "l", ")", "-printf", "%P\\0"],
+    found = subprocess.run(["find", ".", "(", "-type", "f", "-o", "-type", "l", ")", "-printf", "%P\0"],
                            cwd=pristine, check=True, capture_output=True).stdout
     return [os.fsdecode(name) for name in found.split(b"\0") if name]
 
@@ -64,11 +70,56 @@ def put(source, target):
     return True
 
 
+def digest(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def edited(pristine, tree, state, state_file):
+    """Names of the files that are not as this program has left them."""
+    newer = subprocess.run(["find", ".", "-type", "f", "-newer", state_file, "-printf", "%P\\0"],
+                           cwd=tree, check=True, capture_output=True).stdout
+    names = {os.fsdecode(name) for name in newer.split(b"\0") if name} | set(state["digests"]) | set(state.get("edited", []))
+    names = {name for name in names if not any(IGNORED.search(part) for part in Path(name).parts)}
+    return {name for name in names if digest(tree / name) != state["digests"].get(name, digest(pristine / name))}
+
+
+def bring_back(pristine, tree, state, state_file, discard):
+    """Brings back what somebody has edited in the tree; returns the names of what it cannot."""
+    ours, left = overlay(), []
+    for name in sorted(edited(pristine, tree, state, state_file)):
+        file, before = tree / name, state["digests"].get(name)
+        if discard:
+            if name not in ours and (pristine / name).is_file():
+                put(pristine / name, file)
+            elif name not in ours:
+                file.unlink()
+            print(f"==> dropped the edit of build/{tree.name}/{name}", file=sys.stderr)
+        elif name in ours and digest(ours[name]) == digest(file):
+            pass
+        elif name in ours and file.is_file() and digest(ours[name]) == before:
+            shutil.copyfile(file, ours[name])
+            print(f"==> brought back into {ours[name].relative_to(REPO)}: the edit of build/{tree.name}/{name}",
+                  file=sys.stderr)
+        else:
+            left.append(name)
+    return left
+
+
+def refuse(tree, left):
+    ours = overlay()
+    what = "".join(f"\n       build/{tree.name}/{name}" + (": and its original has another change" if name in ours else "")
+                   for name in left)
+    die(f"edited by hand, and nothing is overwritten:{what}\n"
+        "       make patch-refresh PATCH=name takes the edits of existing files into that patch;\n"
+        "       a new file belongs into the repository, at the same path; make tree DISCARD=1 drops the edits")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--follow", action="store_true")
     parser.add_argument("--until")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--discard", action="store_true")
     parser.add_argument("pristine", type=Path, nargs="?")
     parser.add_argument("tree", type=Path, nargs="?")
     args = parser.parse_args()
@@ -79,10 +130,20 @@ def main():
 
     state_file = Path(f"{tree}.json")
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
+    start = time.time_ns()
+    left = []
+    if "digests" in state and tree.exists() and not args.follow and not args.until:
+        left = bring_back(pristine, tree, state, state_file, args.discard)
 
     with tempfile.TemporaryDirectory() as name:
         staging = Path(name)
         touched = stage(pristine, staging, args.until)
+        # What is in a patch by now is no edit.
+        left = [path for path in left if digest(staging / path) != digest(tree / path)]
+        state["edited"] = left
+        if left:
+            state_file.write_text(json.dumps(state))
+            refuse(tree, left)
 
         # Written before anything else changes, so that an interrupted run is finished by the next.
         before = set(state.get("touched", []))
@@ -101,7 +162,10 @@ def main():
                 (tree / path).unlink()
                 changed += 1
         state["touched"] = sorted(touched)
+        state["digests"] = {path: digest(tree / path) for path in sorted(touched)}
         state_file.write_text(json.dumps(state))
+        # What is written from now on is newer.
+        os.utime(state_file, ns=(start, start))
     if not args.until:
         print(f"==> kernel tree: {len(series())} patches, {len(overlay())} new files, {changed} files changed",
               file=sys.stderr)
