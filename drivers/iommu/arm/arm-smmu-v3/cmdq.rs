@@ -197,6 +197,9 @@ pub(crate) struct Cmdq<H> {
     pub(crate) log: ErrorLog,
     #[pin]
     streams: Streams,
+    /// The most commands that [`Self::issue_guest()`] takes: with the `CMD_SYNC`, half of the queue
+    /// or [`MAX_GUEST_SLOTS`].
+    pub(crate) max_guest_cmds: usize,
     pub(crate) stats: Stats,
 }
 
@@ -209,6 +212,7 @@ impl<H: Hw> Cmdq<H> {
             ring: Ring::new::<H>(len)?,
             log <- ErrorLog::new(len),
             streams <- Streams::new(),
+            max_guest_cmds: (len / 2).min(MAX_GUEST_SLOTS) - 1,
             stats: Stats {
                 errors: array::from_fn(|_| Atomic::new(0)),
                 inline: Atomic::new(0),
@@ -250,15 +254,7 @@ impl<H: Hw> Cmdq<H> {
         }
     }
 
-    /// The most commands that [`Self::issue_guest()`] takes: with the `CMD_SYNC`, half of the queue
-    /// or [`MAX_GUEST_SLOTS`].
-    #[inline]
-    pub(crate) fn max_guest_cmds(&self) -> usize {
-        // CAST: A small number.
-        (self.ring.len() / 2).min(MAX_GUEST_SLOTS as u64) as usize - 1
-    }
-
-    /// Issues commands of a guest, [`Self::max_guest_cmds()`] at most, with a `CMD_SYNC` behind
+    /// Issues commands of a guest, [`Self::max_guest_cmds`] at most, with a `CMD_SYNC` behind
     /// them, for which it waits. `has_atc_inv` says that there is a `CMD_ATC_INV` among them.
     ///
     /// Fails with [`Failure`] for the first command that is not complete. `CMD_ATC_INV`s for a
@@ -303,7 +299,7 @@ impl<H: Hw> Cmdq<H> {
 
         // What is before it takes effect first.
         if !issued.is_empty() {
-            if let Some(errors) = self.submit(issued, true, Sender::Guest)? {
+            if let Some(errors) = self.submit_cold(issued, true, Sender::Guest)? {
                 self.resolve_guest(issued, errors, is_cancelled)?;
             } else {
                 for sid in issued.iter().filter_map(Cmd::atc_inv_sid) {
@@ -434,7 +430,7 @@ impl<H: Hw> Cmdq<H> {
                         let rest = &cmds[index + 1..];
                         let mut last = [Cmd::sync(SyncSignal::None); MAX_HOST_CMDS + 1];
                         last[..rest.len()].copy_from_slice(rest);
-                        let _ = self.submit(&last[..=rest.len()], false, Sender::Host);
+                        let _ = self.submit_cold(&last[..=rest.len()], false, Sender::Host);
                         // Nobody waits for that. Some have failed once, and it is not known which.
                         self.host_failed(rest);
                         return Err(failure.behind(complete));
@@ -475,7 +471,7 @@ impl<H: Hw> Cmdq<H> {
             return Ok(first);
         }
 
-        let errors = self.submit(again, true, Sender::Host)?;
+        let errors = self.submit_cold(again, true, Sender::Host)?;
         if errors.is_some_and(|errors| errors.atc_inv_sync) {
             let sids = || again.iter().filter_map(Cmd::atc_inv_sid);
             let is_first = |cmd: &Cmd| cmd.atc_inv_sid() == again[0].atc_inv_sid();
@@ -500,7 +496,7 @@ impl<H: Hw> Cmdq<H> {
     fn replay(&self, cmd: &Cmd, sid: u32, sender: Sender) -> Result<Option<Cerror>, Failure> {
         self.stats.replays.add(1, Relaxed);
 
-        let errors = self.submit(slice::from_ref(cmd), true, sender)?;
+        let errors = self.submit_cold(slice::from_ref(cmd), true, sender)?;
         let failed = errors.and_then(|errors| match errors.first {
             Some((_, cerror)) => Some(cerror),
             None => errors.atc_inv_sync.then_some(Cerror::AtcInvSync),
@@ -552,18 +548,23 @@ impl<H: Hw> Cmdq<H> {
             }
             // The commands are in the queue, and another CMD_SYNC completes them as well, unless
             // their own has failed, or somebody else's: then find out.
-            outcome = self.submit(&[], true, Sender::Host).and_then(|errors| {
-                let mut errors = errors.unwrap_or_default();
-                errors.atc_inv_sync |= self.streams.host_failures() != failures;
-                self.resolve_host(cmds, errors)
-            });
+            outcome = self
+                .submit_cold(&[], true, Sender::Host)
+                .and_then(|errors| {
+                    let mut errors = errors.unwrap_or_default();
+                    errors.atc_inv_sync |= self.streams.host_failures() != failures;
+                    self.resolve_host(cmds, errors)
+                });
         }
         outcome
     }
 
     /// Puts `cmds` into the queue, once, with a `CMD_SYNC` behind them if `sync`, for which it
     /// waits. Returns the errors that the SMMU raised for them.
-    #[inline]
+    ///
+    /// Inlined where speed matters, so that what depends on the last two arguments is decided when
+    /// compiling; see [`Self::submit_cold()`].
+    #[inline(always)]
     fn submit(&self, cmds: &[Cmd], sync: bool, sender: Sender) -> Result<Option<Errors>, Failure> {
         let count = cmds.len() + usize::from(sync);
         // An owner takes its turn by the position of its first slot, so it needs one.
@@ -602,9 +603,7 @@ impl<H: Hw> Cmdq<H> {
         } else {
             self.ring.count_unsynced();
         }
-        if sender == Sender::Guest {
-            self.log.mark_guest(indices.clone());
-        }
+        let mark = (sender == Sender::Guest).then(|| self.log.mark_guest(indices.clone()));
         if sync {
             // Others must not free the slots before we have looked at them, nor must the queue wrap
             // and show something newer in the place of the CMD_SYNC.
@@ -630,9 +629,7 @@ impl<H: Hw> Cmdq<H> {
             Ok(_) => Ok(Some(self.log.take(indices.clone(), cmds.len())).filter(Errors::any)),
             Err(TimedOut { is_moving }) => Err(self.give_up(cmds, slots, sender, is_moving)),
         };
-        if sender == Sender::Guest {
-            self.log.unmark_guest(indices.clone());
-        }
+        drop(mark);
         self.ring
             .release(&self.hw, waited.ok(), |index| self.log.is_replaced(index));
         drop(irq);
@@ -641,6 +638,18 @@ impl<H: Hw> Cmdq<H> {
             self.timed_out(sync_at, sender);
         }
         result
+    }
+
+    /// As [`Self::submit()`], where speed does not matter.
+    #[cold]
+    #[inline(never)]
+    fn submit_cold(
+        &self,
+        cmds: &[Cmd],
+        sync: bool,
+        sender: Sender,
+    ) -> Result<Option<Errors>, Failure> {
+        self.submit(cmds, sync, sender)
     }
 
     /// Says what is known of a batch that is not waited for any longer. The caller is still a

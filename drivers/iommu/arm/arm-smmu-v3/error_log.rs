@@ -30,6 +30,10 @@
 use core::ops::Range;
 
 use kernel::{
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -56,6 +60,7 @@ use super::{
     hw::{
         try_vec,
         Action,
+        CacheLine,
         Cerror,
         Hw,
         Report, //
@@ -133,6 +138,16 @@ struct Stop {
     not_before: Instant<Monotonic>,
 }
 
+/// Slots that this CPU waits for on behalf of a guest; see [`ErrorLog::mark_guest()`].
+pub(crate) struct GuestMark<'a>(&'a Atomic<u64>);
+
+impl Drop for GuestMark<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
 /// The records of all slots, and how errors are handled.
 #[pin_data]
 pub(crate) struct ErrorLog {
@@ -140,8 +155,9 @@ pub(crate) struct ErrorLog {
     records: KVVec<Atomic<i8>>,
     /// How many records are not empty, so that there is one place to look at when all is well.
     count: Atomic<u32>,
-    /// A bit for each slot of a guest that is being waited for.
-    guests: KVVec<Atomic<u64>>,
+    /// For each CPU, the slots that it waits for on behalf of a guest: the index of the first one
+    /// in the upper half, and their number in the lower half.
+    guests: KVVec<CacheLine<Atomic<u64>>>,
     /// An error was handled inline since the last interrupt, whose interrupt may still come.
     interrupt_may_come: Atomic<bool>,
     /// Held while an error is handled.
@@ -155,7 +171,8 @@ impl ErrorLog {
         try_pin_init!(Self {
             records: try_vec(len, || Atomic::new(0))?,
             count: Atomic::new(0),
-            guests: try_vec(len.div_ceil(u64::BITS as usize), || Atomic::new(0))?,
+            // CAST: `usize` has 64 bits here.
+            guests: try_vec(nr_cpu_ids() as usize, || CacheLine(Atomic::new(0)))?,
             interrupt_may_come: Atomic::new(false),
             stop <- new_raw_spinlock_irq!(None, "arm_smmu_cmdq_error_log"),
         }? Error)
@@ -188,56 +205,33 @@ impl ErrorLog {
         self.get(index).has(Record::ILL | Record::ABT)
     }
 
-    /// Calls `f` for each word of the map of guests' slots that covers one of `slots`, with their
-    /// bits. `slots` are the indices, which may be beyond the end of the ring by one round.
+    /// Says that `slots` are for commands of a guest, until the result is dropped. They are indices,
+    /// which may be beyond the end of the ring by one round.
+    ///
+    /// To be called before the slots are published, and to be dropped before they are given up.
+    /// Interrupts must be disabled all the time.
     #[inline]
-    fn for_each_guest_word(&self, slots: Range<usize>, f: impl Fn(&Atomic<u64>, u64)) {
-        const BITS: usize = u64::BITS as usize;
-        let len = self.records.len();
-        let mut slot = slots.start;
+    pub(crate) fn mark_guest(&self, slots: Range<usize>) -> GuestMark<'_> {
+        // CAST: `usize` has 64 bits here.
+        let CacheLine(mark) = &self.guests[CpuId::current().as_u32() as usize];
 
-        // Most batches are that short.
-        let (bit, count) = (slot % BITS, slots.end - slot);
-        if bit + count <= BITS.min(len) && count != 0 {
-            f(
-                &self.guests[slot / BITS],
-                (u64::MAX >> (BITS - count)) << bit,
-            );
-            return;
-        }
-        while slot < slots.end {
-            let index = slot & (len - 1);
-            let bit = index % BITS;
-            let count = (BITS - bit).min(len - index).min(slots.end - slot);
-
-            f(
-                &self.guests[index / BITS],
-                (u64::MAX >> (BITS - count)) << bit,
-            );
-            slot += count;
-        }
-    }
-
-    /// Says that `slots`, which are the caller's, are for commands of a guest. To be called
-    /// before the slots are published, and reverted by [`Self::unmark_guest()`] before they are
-    /// given up.
-    #[inline]
-    pub(crate) fn mark_guest(&self, slots: Range<usize>) {
-        // The bits are clear, so that this carries nothing into others.
-        self.for_each_guest_word(slots, |word, bits| word.add(bits, Relaxed));
-    }
-
-    /// Reverts [`Self::mark_guest()`].
-    #[inline]
-    pub(crate) fn unmark_guest(&self, slots: Range<usize>) {
-        self.for_each_guest_word(slots, |word, bits| word.add(bits.wrapping_neg(), Relaxed));
+        // CAST: As above, and a queue has up to 2^19 slots.
+        mark.store(
+            (slots.start << 32 | (slots.end - slots.start)) as u64,
+            Relaxed,
+        );
+        GuestMark(mark)
     }
 
     /// Whether this slot is a guest's, which is told of errors.
     fn is_guest(&self, index: usize) -> bool {
-        const BITS: usize = u64::BITS as usize;
+        self.guests.iter().any(|CacheLine(slots)| {
+            // CAST: `usize` has 64 bits here.
+            let slots = slots.load(Relaxed) as usize;
+            let (start, count) = (slots >> 32, slots & 0xffff_ffff);
 
-        self.guests[index / BITS].load(Relaxed) & (1 << (index % BITS)) != 0
+            index.wrapping_sub(start) & (self.records.len() - 1) < count
+        })
     }
 
     /// Handles the active error. Replaces `__arm_smmu_cmdq_skip_err()`, but also writes
@@ -299,9 +293,10 @@ impl ErrorLog {
             not_before: now + Delta::from_nanos(pause),
         });
 
+        let is_guest = self.is_guest(index);
         let (bits, action) = match cerror {
             Some(Cerror::Ill) => (Record::ILL, Action::Replace),
-            Some(Cerror::Abt) if was.has(Record::RETRIED) && self.is_guest(index) => {
+            Some(Cerror::Abt) if was.has(Record::RETRIED) && is_guest => {
                 (Record::ABT, Action::Replace)
             }
             Some(Cerror::Abt) | None => (Record::RETRIED, Action::Retry),
@@ -336,7 +331,7 @@ impl ErrorLog {
             cmd,
             action,
             inline,
-            is_guest: self.is_guest(index),
+            is_guest,
             stopped_for,
         })
     }
@@ -361,7 +356,7 @@ impl ErrorLog {
         f()
     }
 
-    /// Removes the records of `slots`, indices as of [`Self::mark_guest()`], which are the
+    /// Removes the records of `slots`, indices as for [`Self::mark_guest()`], which are the
     /// caller's. Returns what they say of the commands in the first `len` slots, and of time-outs.
     #[cold]
     pub(crate) fn take(&self, slots: Range<usize>, len: usize) -> Errors {

@@ -194,6 +194,12 @@ pub(crate) trait Hw {
     fn trace_backoff(&self, _sid: u32, _time: Delta, _is_guest: bool) {}
 }
 
+/// Something on a cache line of its own.
+///
+/// All machines with an SMMUv3 so far have lines of 64 bytes. Only speed depends on it.
+#[repr(align(64))]
+pub(crate) struct CacheLine<T>(pub(crate) T);
+
 /// Makes a vector of `len` values.
 pub(crate) fn try_vec<T>(len: usize, value: impl Fn() -> T) -> Result<KVVec<T>> {
     let mut values = KVVec::with_capacity(len, GFP_KERNEL)?;

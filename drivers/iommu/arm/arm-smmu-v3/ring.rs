@@ -38,15 +38,10 @@ use super::{
     cmd::Cmd,
     hw::{
         try_vec,
+        CacheLine,
         Hw, //
     }, //
 };
-
-/// Something on a cache line of its own.
-///
-/// All machines with an SMMUv3 so far have lines of 64 bytes. Only speed depends on it.
-#[repr(align(64))]
-struct CacheLine<T>(T);
 
 /// What all submitters write to, on one cache line.
 struct Head {
@@ -93,6 +88,8 @@ pub(crate) struct Slots {
 pub(crate) struct Ring {
     /// The number of slots is `1 << shift`.
     shift: u32,
+    /// The number of slots less one.
+    mask: u64,
     head: CacheLine<Head>,
     /// The position at which the range of the next owner begins. Owners spin on it.
     owner: CacheLine<Atomic<u64>>,
@@ -122,6 +119,8 @@ impl Ring {
 
         Ok(Self {
             shift: len.ilog2(),
+            // CAST: `usize` has 64 bits here.
+            mask: len as u64 - 1,
             head: CacheLine(Head {
                 reserved: Atomic::new(0),
                 freed: Atomic::new(0),
@@ -138,14 +137,14 @@ impl Ring {
     /// The number of slots.
     #[inline]
     pub(crate) fn len(&self) -> u64 {
-        1 << self.shift
+        self.mask + 1
     }
 
     /// The index of the slot at a position.
     #[inline]
     pub(crate) fn index(&self, position: u64) -> usize {
         // CAST: `usize` has 64 bits here.
-        (position & (self.len() - 1)) as usize
+        (position & self.mask) as usize
     }
 
     /// The index and the wrap bit of a position, as `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` have
@@ -153,14 +152,14 @@ impl Ring {
     #[inline]
     pub(crate) fn register(&self, position: u64) -> u32 {
         // CAST: A queue has up to 2^19 slots.
-        (position & (2 * self.len() - 1)) as u32
+        (position & (2 * self.mask + 1)) as u32
     }
 
     /// The position that a register stands for, which is at `base` or less than two rounds after
     /// it.
     #[inline]
     fn position(&self, register: u32, base: u64) -> u64 {
-        base + (u64::from(register).wrapping_sub(base) & (2 * self.len() - 1))
+        base + (u64::from(register).wrapping_sub(base) & (2 * self.mask + 1))
     }
 
     /// The position of the next slot to reserve.
@@ -299,7 +298,7 @@ impl Ring {
     }
 
     /// Tells the SMMU of all slots that are reserved from those of the owner on.
-    #[inline]
+    #[inline(always)]
     fn publish_as_owner<H: Hw>(&self, hw: &H, slots: Slots) {
         // PROD must not move backwards, so wait until the previous owner has written it. Pairs with
         // the release below.

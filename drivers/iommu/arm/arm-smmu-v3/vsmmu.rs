@@ -49,22 +49,22 @@ impl CacheInvalidate for Vsmmu {
     /// * [`ETIMEDOUT`] if the SMMU does not complete the commands in time,
     /// * [`EINTR`] if the thread gets a fatal signal,
     /// * the errors of [`UserArray::read()`].
+    #[inline(always)]
     fn cache_invalidate(&self, array: &mut UserArray<'_, GuestCmds>) -> Result {
         let smmu = self.smmu();
         let cmdq = smmu.cmdq();
+        let max = cmdq.max_guest_cmds;
         let mut small = [const { MaybeUninit::uninit() }; SMALL_BLOCK];
-        let mut large = KVec::new();
-        let max = cmdq.max_guest_cmds();
+        let mut large = None;
 
         // The wait for the CMD_SYNC takes most of the time, so it pays to have many commands before
         // one. Without the memory for that it still works.
-        let block = if array.remaining() > SMALL_BLOCK
-            && max > SMALL_BLOCK
-            && large.reserve(max, GFP_KERNEL | __GFP_NOWARN).is_ok()
-        {
-            &mut large.spare_capacity_mut()[..max]
-        } else {
-            &mut small[..SMALL_BLOCK.min(max)]
+        if array.remaining() > SMALL_BLOCK && max > SMALL_BLOCK {
+            large = KVec::with_capacity(max, GFP_KERNEL | __GFP_NOWARN).ok();
+        }
+        let block = match &mut large {
+            Some(large) => &mut large.spare_capacity_mut()[..max],
+            None => &mut small[..SMALL_BLOCK.min(max)],
         };
 
         #[cfg_attr(not(CONFIG_ARM_SMMU_V3_FAULT_INJECTION), expect(unused_mut))]

@@ -82,9 +82,58 @@ pub mod processor {
 }
 
 pub mod cpu {
-    //! The number of CPUs.
+    //! A thread is a CPU of its own.
+    const MAX: u32 = 64;
+
     pub fn nr_cpu_ids() -> u32 {
-        std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+        MAX
+    }
+
+    pub struct CpuId(u32);
+
+    impl CpuId {
+        #[cfg(feature = "shuttle")]
+        pub fn current() -> Self {
+            Self(usize::from(shuttle::current::me()) as u32)
+        }
+
+        #[cfg(not(feature = "shuttle"))]
+        pub fn current() -> Self {
+            USED.with(|used| Self(used.0))
+        }
+
+        pub fn as_u32(&self) -> u32 {
+            self.0
+        }
+    }
+
+    #[cfg(not(feature = "shuttle"))]
+    use used::USED;
+
+    #[cfg(not(feature = "shuttle"))]
+    mod used {
+        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+        /// A bit for each number that a thread has.
+        static ALL: AtomicU64 = AtomicU64::new(0);
+
+        /// The number of a thread, for as long as that lives.
+        pub struct Used(pub u32);
+
+        thread_local! {
+            pub static USED: Used = {
+                let lowest = |all: u64| all | all.wrapping_add(1);
+                let before = ALL.update(Relaxed, Relaxed, lowest);
+                assert_ne!(before, u64::MAX, "there are no more than {} threads", super::MAX);
+                Used(before.trailing_ones())
+            };
+        }
+
+        impl Drop for Used {
+            fn drop(&mut self) {
+                ALL.fetch_and(!(1 << self.0), Relaxed);
+            }
+        }
     }
 }
 
