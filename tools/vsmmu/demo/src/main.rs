@@ -12,19 +12,15 @@ mod userbuf;
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
-use vsmmu_nested::with_causes;
 use vsmmu_nested::{HwInfo, edu, pci};
+use vsmmu_rows::{Choice, code_name};
 
 use lab::{Change, Lab, Seen, Sight, Sights};
 use rows::{Act, Found, Num, Report, Row, Want};
-
-/// The exit status for it.
-const NOTHING_TO_SEE: u8 = 2;
 
 /// Shows, with real DMA, that ioctl(IOMMU_HWPT_INVALIDATE) keeps its contract.
 ///
@@ -38,45 +34,20 @@ struct Args {
     /// driver, or none. [default: the first edu]
     #[arg(long, value_name = "BDF")]
     device: Option<String>,
-    /// Print JSON, one object a line: first the machine, then each row, then the sums
-    #[arg(long)]
-    json: bool,
-    /// Only list the rows
-    #[arg(long)]
-    list: bool,
-    /// Only the rows that have this in their id (see --list)
-    #[arg(long, value_name = "PATTERN")]
-    only: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 fn main() -> ExitCode {
-    // As other programs do: with nobody to read the output (a pipe into head), this ends.
-    // SAFETY: before there is anything that could depend on it.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let args = Args::parse();
-    match run(&args) {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("vsmmu-demo: {}", with_causes(&*e));
-            ExitCode::from(NOTHING_TO_SEE)
-        }
-    }
+    vsmmu_rows::end_with_reader();
+    vsmmu_rows::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
-    let mut rows = rows::all();
-    if let Some(pattern) = &args.only {
-        rows.retain(|row| row.id.contains(pattern.as_str()));
-        if rows.is_empty() {
-            return Err(format!("no row has {pattern:?} in its id, see --list").into());
-        }
-    }
-    if args.list {
-        for row in &rows {
-            println!("{:<32} {}", row.id, row.what);
-        }
+    let choice = &args.choice;
+    let Some(rows) = choice.of(rows::all())? else {
         return Ok(ExitCode::SUCCESS);
-    }
+    };
 
     let bdf = match &args.device {
         Some(bdf) => bdf.clone(),
@@ -84,51 +55,28 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     };
     let mut lab = Lab::new(&pci::bind_to_vfio(&bdf, edu::PCI_ID)?)?;
     let hw = lab.smmu.hw_info();
-    print_header(args.json, &bdf, &hw);
+    print_header(choice.json, &bdf, &hw);
 
-    let (mut passed, mut failed, mut not_applicable) = (0, 0, 0);
+    let mut table = choice.table();
     for (i, row) in rows.iter().enumerate() {
         if !(row.applies)(&hw) {
-            not_applicable += 1;
-            print_not_applicable(args.json, i + 1, row);
+            table.leave_out(row);
             continue;
         }
-        if !args.json {
-            // Before it runs, so that one that hangs can be seen.
-            print_start(&(i + 1).to_string(), &row.what);
-            io::stdout().flush()?;
-        }
+        table.start(row)?;
         let report = row.run(&mut lab);
-        if report.faults.is_empty() {
-            passed += 1;
-        } else {
-            failed += 1;
-        }
-        print_row(args.json, i + 1, row, &report);
+        table.end(
+            row,
+            &cells(row, &report),
+            object(row, &report),
+            &faults(row, &report),
+        );
         if report.found.is_err() {
-            // Nothing that comes after it can be trusted, and each row might take as long to fail.
-            let left = rows.len() - (i + 1);
-            eprintln!("vsmmu-demo: the experiment itself failed; rows not tried: {left}");
-            failed += left;
+            table.give_up(rows.len() - (i + 1));
             break;
         }
     }
-    if args.json {
-        println!(
-            "{}",
-            json!({"passed": passed, "failed": failed, "not_applicable": not_applicable})
-        );
-    } else {
-        if not_applicable > 0 {
-            println!("\nRows that are not for this SMMU: {not_applicable}");
-        }
-        println!("{passed} passed, {failed} failed");
-    }
-    Ok(match (passed, failed) {
-        (0, 0) => ExitCode::from(NOTHING_TO_SEE),
-        (_, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    Ok(table.sum())
 }
 
 fn kernel_release() -> String {
@@ -183,36 +131,14 @@ fn print_header(as_json: bool, bdf: &str, hw: &HwInfo) {
          more (they must be stale, else the row proves nothing), the ioctl, and DMA reads them again.\n\
          Rows without DMA are about calls that promise nothing about pages.\n"
     );
-    print_line(
-        "row",
-        "what was done",
-        "errno entry_num code",
-        "as it should",
-        "DMA read A B",
-        "ok",
+    println!(
+        "{:>3} | {:<66} | {:<20} | {:<24} | {:<18} | ok",
+        "row", "what was done", "errno entry_num code", "as it should", "DMA read A B"
     );
     println!("{}", "-".repeat(149));
 }
 
-fn print_line(row: &str, what: &str, got: &str, want: &str, dma: &str, ok: &str) {
-    print_start(row, what);
-    print_rest(got, want, dma, ok);
-}
-
-fn print_start(row: &str, what: &str) {
-    print!("{row:>3} | {what:<66} | ");
-}
-
-fn print_rest(got: &str, want: &str, dma: &str, ok: &str) {
-    println!("{got:<20} | {want:<24} | {dma:<18} | {ok}");
-}
-
-fn print_row(as_json: bool, number: usize, row: &Row, report: &Report) {
-    if as_json {
-        print_row_json(number, row, report);
-        return;
-    }
-    let ok = report.faults.is_empty();
+fn cells(row: &Row, report: &Report) -> String {
     let (got, sights) = match &report.found {
         Err(_) => ("-".into(), None),
         Ok(Found::Flag(flag)) => (if *flag { "flag" } else { "no flag" }.into(), None),
@@ -231,16 +157,17 @@ fn print_row(as_json: bool, number: usize, row: &Row, report: &Report) {
     let dma = sights.map_or(String::new(), |sights| {
         format!("{} -> {}", pair(sights.stale), pair(sights.after))
     });
-    print_rest(&got, &want, &dma, if ok { "ok" } else { "FAILED" });
-    if !ok {
+    format!("{got:<20} | {want:<24} | {dma:<18}")
+}
+
+/// What is wrong, with what DMA should read if it is to read anything.
+fn faults(row: &Row, report: &Report) -> Vec<String> {
+    let mut faults = report.faults.clone();
+    if !faults.is_empty() && row.change != Change::None {
         let sees = row.sees.map(|seen| seen.map_or("any".into(), name));
-        let expected = if row.change == Change::None {
-            String::new()
-        } else {
-            format!(" (DMA should then read: {} {})", sees[0], sees[1])
-        };
-        println!("    |   wrong: {}{expected}", report.faults.join("; "));
+        faults.push(format!("DMA should then read: {} {}", sees[0], sees[1]));
     }
+    faults
 }
 
 fn wanted(want: &Want) -> String {
@@ -251,7 +178,7 @@ fn wanted(want: &Want) -> String {
     triple(want.errno, &num, want.code)
 }
 
-fn print_row_json(number: usize, row: &Row, report: &Report) {
+fn object(row: &Row, report: &Report) -> serde_json::Value {
     let want = match &row.act {
         Act::Flag => json!({"flag": true}),
         Act::Call(_) => {
@@ -293,36 +220,7 @@ fn print_row_json(number: usize, row: &Row, report: &Report) {
             "dma": sights.map(dma),
         }),
     };
-    println!(
-        "{}",
-        json!({
-            "row": number,
-            "id": row.id,
-            "what": row.what,
-            "want": want,
-            "got": got,
-            "faults": report.faults,
-            "ok": report.faults.is_empty(),
-        })
-    );
-}
-
-fn print_not_applicable(as_json: bool, number: usize, row: &Row) {
-    if as_json {
-        println!(
-            "{}",
-            json!({"row": number, "id": row.id, "what": row.what, "applies": false})
-        );
-    } else {
-        print_line(
-            &number.to_string(),
-            &row.what,
-            "",
-            "",
-            "",
-            "not for this SMMU",
-        );
-    }
+    json!({"want": want, "got": got})
 }
 
 fn name(seen: Seen) -> String {
@@ -334,13 +232,7 @@ fn pair(sight: Sight) -> String {
 }
 
 fn triple(errno: Option<i32>, num: &str, code: u32) -> String {
-    let code = match code {
-        0 => "-".into(),
-        1 => "ILL".into(),
-        2 => "ABT".into(),
-        3 => "ATC_INV_SYNC".into(),
-        other => format!("{other:#x}"),
-    };
+    let code = code_name(code, "-");
     format!("{} {num} {code}", errno.map_or("killed".into(), errno_name))
 }
 

@@ -115,6 +115,16 @@ pub struct Row {
     pub sees: [Option<Seen>; 2],
 }
 
+impl vsmmu_rows::Row for Row {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn what(&self) -> &str {
+        &self.what
+    }
+}
+
 /// How a row came out.
 pub struct Report {
     /// What came back, or why nothing did.
@@ -142,7 +152,7 @@ impl Row {
         };
         let mut faults = Vec::new();
         match &found {
-            Err(e) => faults.push(crate::with_causes(e)),
+            Err(e) => faults.push(vsmmu_nested::with_causes(e)),
             Ok(Found::Flag(true)) => {}
             Ok(Found::Flag(false)) => faults.push("no flag".into()),
             Ok(Found::Call(answer, sights)) => {

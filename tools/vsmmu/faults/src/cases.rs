@@ -95,6 +95,20 @@ pub struct Case {
     pub run: Box<Run>,
 }
 
+impl vsmmu_rows::Row for Case {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn what(&self) -> &str {
+        &self.what
+    }
+
+    fn head(&self) -> String {
+        format!("{:<22} | {:<66}", self.id, self.what)
+    }
+}
+
 type Run = dyn Fn(&mut Lab) -> Result<Finding, Error>;
 
 impl Case {

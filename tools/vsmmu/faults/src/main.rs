@@ -13,19 +13,17 @@ mod worst;
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::json;
 use vsmmu_faults::{control, vm};
 use vsmmu_nested::with_causes;
+use vsmmu_rows::Choice;
 
 use cases::Case;
 use control::Control;
 use lab::{Finding, Lab, cpus};
-
-/// The exit status for it.
-const NOTHING_TO_SEE: u8 = 2;
 
 /// Has an emulated SMMU fail on demand, and holds the answers of ioctl(IOMMU_HWPT_INVALIDATE) against
 /// its contract.
@@ -39,9 +37,6 @@ struct Args {
     /// Leave out the rows on which a kernel may hang that does not bound its waiting
     #[arg(long)]
     comparison: bool,
-    /// Only list the rows
-    #[arg(long)]
-    list: bool,
     /// Only give the SMMU these rules, which are JSON as its x-cmdq-faults takes it
     #[arg(long, value_name = "JSON")]
     rules: Option<String>,
@@ -54,20 +49,12 @@ struct Args {
     /// Only measure the worst that one guest or device can do to the others: figures, not rows
     #[arg(long)]
     worst: bool,
-    /// Only the rows that have this in their id (see --list); can be given several times
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("vsmmu-faults: {}", with_causes(&*e));
-            ExitCode::from(NOTHING_TO_SEE)
-        }
-    }
+    vsmmu_rows::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
@@ -86,64 +73,44 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let mut cases = cases::all();
-    if !args.only.is_empty() {
-        cases.retain(|case| args.only.iter().any(|part| case.id.contains(part.as_str())));
-        if cases.is_empty() {
-            return Err("no row has that in its id, see --list".into());
-        }
-    }
-    if args.list {
-        for case in &cases {
-            println!("{:<28} {}", case.id, case.what);
-        }
+    let Some(cases) = args.choice.of(cases::all())? else {
         return Ok(ExitCode::SUCCESS);
-    }
+    };
 
     let mut lab = Lab::new()?;
     if args.worst {
         worst::run(&mut lab)?;
         return Ok(ExitCode::SUCCESS);
     }
-    print_header(&lab);
-    let (mut passed, mut failed, mut left_out) = (0, 0, 0);
+    if !args.choice.json {
+        print_header(&lab);
+    }
+    let mut table = args.choice.table();
     for (i, case) in cases.iter().enumerate() {
         if !(case.applies)(&lab) || args.comparison && case.may_hang {
-            left_out += 1;
+            table.leave_out(case);
             continue;
         }
-        // Before it runs, so that one that hangs can be seen.
-        print!("{:>3} | {:<22} | {:<66} | ", i + 1, case.id, case.what);
-        io::stdout().flush()?;
+        table.start(case)?;
         match (case.run)(&mut lab) {
             Ok(finding) => {
-                if finding.faults.is_empty() {
-                    passed += 1;
-                } else {
-                    failed += 1;
+                let object = json!({"ms": finding.time.as_millis() as u64});
+                table.end(case, &cells(case, &finding), object, &finding.faults);
+                if let Some(note) = &finding.note {
+                    args.choice.say(&format!("    |   {note}"));
                 }
-                print_rest(case, &finding);
             }
             Err(e) => {
-                println!("FAILED\n    |   wrong: {}", with_causes(&e));
-                // Nothing that comes after it can be trusted, and each row might take as long to fail.
-                let left = cases.len() - (i + 1);
-                eprintln!("vsmmu-faults: the experiment itself failed; rows not tried: {left}");
-                failed += 1 + left;
+                table.end(case, "", json!({}), &[with_causes(&e)]);
+                table.give_up(cases.len() - (i + 1));
                 break;
             }
         }
     }
-    print_latencies(&lab);
-    if left_out > 0 {
-        println!("\nRows that are not for this machine or kernel: {left_out}");
+    if !args.choice.json {
+        print_latencies(&lab);
     }
-    println!("{passed} passed, {failed} failed");
-    Ok(match (passed, failed) {
-        (0, 0) => ExitCode::from(NOTHING_TO_SEE),
-        (_, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    Ok(table.sum())
 }
 
 fn print_header(lab: &Lab) {
@@ -168,26 +135,15 @@ fn print_header(lab: &Lab) {
     println!("{}", "-".repeat(174));
 }
 
-fn print_rest(case: &Case, finding: &Finding) {
+fn cells(case: &Case, finding: &Finding) -> String {
     let stats = finding.stats;
-    println!(
-        "{:<22} | {:<22} | {:<12} | {:>5} | {}",
+    format!(
+        "{:<22} | {:<22} | {:<12} | {:>5}",
         finding.got.as_ref().map_or("-".into(), lab::show),
         case.want,
         format!("{:>3} {:>3} {:>3}", stats.ill, stats.abt, stats.atc),
-        finding.time.as_millis(),
-        if finding.faults.is_empty() {
-            "ok"
-        } else {
-            "FAILED"
-        }
-    );
-    for fault in &finding.faults {
-        println!("    |   wrong: {fault}");
-    }
-    if let Some(note) = &finding.note {
-        println!("    |   {note}");
-    }
+        finding.time.as_millis()
+    )
 }
 
 fn print_latencies(lab: &Lab) {

@@ -10,20 +10,18 @@ mod rows;
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::json;
 use vsmmu_faults::control::{self, Control};
 use vsmmu_faults::vm::{NET_PCI_ID, Sights, Vm};
-use vsmmu_nested::{edu, pci, with_causes};
+use vsmmu_nested::{edu, pci};
 use vsmmu_relay::Config;
+use vsmmu_rows::{Choice, code_name};
 
 use linux::{Guest, Parts, Seen};
 use rows::{Row, Want, Where};
-
-/// The exit status for it.
-const NOTHING_TO_SEE: u8 = 2;
 
 /// Plays a VMM that relays the command queue of its guest, and a guest that reacts to errors as Linux
 /// does, and looks for stale translations.
@@ -34,38 +32,18 @@ const NOTHING_TO_SEE: u8 = 2;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Only list the rows
-    #[arg(long)]
-    list: bool,
-    /// Only the rows that have this in their id (see --list); can be given several times
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("vsmmu-guest: {}", with_causes(&*e));
-            ExitCode::from(NOTHING_TO_SEE)
-        }
-    }
+    vsmmu_rows::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
-    let mut rows = rows::all();
-    if !args.only.is_empty() {
-        rows.retain(|row| args.only.iter().any(|part| row.id.contains(part.as_str())));
-        if rows.is_empty() {
-            return Err("no row has that in its id, see --list".into());
-        }
-    }
-    if args.list {
-        for row in &rows {
-            println!("{:<16} {}", row.id, row.what);
-        }
+    let Some(rows) = args.choice.of(rows::all())? else {
         return Ok(ExitCode::SUCCESS);
-    }
+    };
 
     let mut control = match Control::open() {
         Ok(control) => Some(control),
@@ -84,40 +62,28 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         iommufd: smmu.iommufd().clone(),
         viommu_id: smmu.viommu_id(),
     };
-    print_header(exact, control.is_some());
+    if !args.choice.json {
+        print_header(exact, control.is_some());
+    }
 
-    let (mut passed, mut failed, mut left_out) = (0, 0, 0);
-    for (i, row) in rows.iter().enumerate() {
+    let mut table = args.choice.table();
+    for row in &rows {
         let applies = match row.on {
             Where::Sound => control.is_none(),
             Where::Failing => control.is_some() && exact,
             Where::Inexact => control.is_none() && !exact,
         };
         if !applies {
-            left_out += 1;
+            table.leave_out(row);
             continue;
         }
-        // Before it runs, so that one that hangs can be seen.
-        print!("{:>3} | {:<66} | ", i + 1, row.what);
-        io::stdout().flush()?;
+        table.start(row)?;
         let (guest, sights) = try_row(row, &mut vm, &parts, control.as_mut())?;
         let faults = judge(&row.want, &guest, sights, exact);
-        print_rest(row, &guest, sights, &faults);
-        if faults.is_empty() {
-            passed += 1;
-        } else {
-            failed += 1;
-        }
+        let object = json!({"ioctls": guest.ioctls()});
+        table.end(row, &cells(row, &guest, sights), object, &faults);
     }
-    if left_out > 0 {
-        println!("\nRows that are not for this machine or kernel: {left_out}");
-    }
-    println!("{passed} passed, {failed} failed");
-    Ok(match (passed, failed) {
-        (0, 0) => ExitCode::from(NOTHING_TO_SEE),
-        (_, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    Ok(table.sum())
 }
 
 fn try_row(
@@ -196,36 +162,26 @@ fn print_header(exact: bool, fails: bool) {
     println!("{}", "-".repeat(135));
 }
 
-fn print_rest(row: &Row, guest: &Guest, sights: Sights, faults: &[String]) {
+fn cells(row: &Row, guest: &Guest, sights: Sights) -> String {
     let mut seen: Vec<_> = guest.seen.iter().take(3).map(show).collect();
     if row.want.seen.is_none() && seen.len() < guest.seen.len() {
         seen = vec![format!("{} errors", guest.seen.len())];
     }
     let stale = if sights.stale { "old old" } else { "???" };
-    println!(
-        "{:<24} | {:>6} | {:<18} | {}",
+    format!(
+        "{:<24} | {:>6} | {:<18}",
         if seen.is_empty() {
             "-".into()
         } else {
             seen.join(", ")
         },
         guest.ioctls(),
-        format!("{stale} -> {}", pages(sights.fresh)),
-        if faults.is_empty() { "ok" } else { "FAILED" }
-    );
-    if !faults.is_empty() {
-        println!("    |   wrong: {}", faults.join("; "));
-    }
+        format!("{stale} -> {}", pages(sights.fresh))
+    )
 }
 
 fn show(seen: &Seen) -> String {
-    let code = match seen.code {
-        1 => "ILL".into(),
-        2 => "ABT".into(),
-        3 => "ATC_INV_SYNC".into(),
-        other => other.to_string(),
-    };
-    format!("{code} {}", seen.rd)
+    format!("{} {}", code_name(seen.code, "0"), seen.rd)
 }
 
 fn pages(fresh: [bool; 2]) -> String {

@@ -71,6 +71,16 @@ pub struct Row {
     pub want: Want,
 }
 
+impl vsmmu_rows::Row for Row {
+    fn id(&self) -> &str {
+        self.id
+    }
+
+    fn what(&self) -> &str {
+        self.what
+    }
+}
+
 impl Row {
     fn new(
         id: &'static str,
