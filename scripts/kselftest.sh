@@ -1,5 +1,5 @@
 #!/bin/bash
-# kselftest.sh [PROGRAM|FIXTURE|FIXTURE.TEST]: builds the kernel's self-tests of
+# kselftest.sh [PROGRAM|FIXTURE|FIXTURE[.VARIANT].TEST]: builds the kernel's self-tests of
 # iommufd and runs them, or some, on build/VARIANT/Image. Those that upstream has are
 # run as they are upstream ("pristine"), which old user space stands for, and as
 # patched here ("tree"). Unless SMP says on how many CPUs, those of the SMMUv3 path
@@ -91,8 +91,15 @@ count() { # NAME STATUS-OF-BOOT KERNEL-LOG PROGRAM...
 fixture=${only%%.*}
 if [[ ! -e $BUILD/linux/$tests/$only.c ]] && owner=$(grep -lE "^FIXTURE\($fixture\)" "$BUILD/linux/$tests"/*.c 2>/dev/null); then
 	only=$(basename "$owner" .c)
-	filter="-f $fixture"
-	[[ ${1-} != *.* ]] || filter+=" -t ${1##*.}"
+	case ${1-} in
+	*.*.*) filter="-r $1" ;;
+	*.*)
+		# With each variant, if the fixture has some.
+		filter=$(sed -nE "s/^FIXTURE_VARIANT_ADD\($fixture, (\w+)\).*/-r $fixture.\1.${1#*.}/p" "$owner" | tr '\n' ' ')
+		filter=${filter:--r $1}
+		;;
+	*) filter="-f $fixture" ;;
+	esac
 fi
 
 rm -f "$LOGS/$name.counts"
