@@ -153,7 +153,7 @@ def main():
                                     for kind, _, name in [test.partition(":")]]}
     files = set(subprocess.run(["git", "-c", f"safe.directory={REPO}", "-C", REPO, "ls-files", "-co", "--exclude-standard"], check=True,
                                capture_output=True, text=True).stdout.splitlines())
-    for file in [README, *sorted((REPO / "docs").glob("*.md"))]:
+    for file in [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]:
         text, where = file.read_text(), str(file.relative_to(REPO))
         if file != PAGE:
             named[where] = TEST.findall(text)
