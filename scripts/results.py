@@ -10,8 +10,8 @@ results.py write DIRECTORY     makes results.xml (JUnit) and results.ktap of the
                                with the tests of the logs that these name
 
 A log is what one of the test programs has printed: KTAP, after lines "--- PROGRAM" if there are
-several; a table whose last column says ok or FAILED; JSON, one object a line; or lines "ok    WHAT"
-and "FAIL  WHAT". A *.results file has lines of five fields, with tabs between: the name of a group,
+several; a table whose last column says ok or FAILED; JSON, one object a line; what cargo test prints;
+or lines "ok    WHAT" and "FAIL  WHAT". A *.results file has lines of five fields, with tabs between: the name of a group,
 how many passed, how many failed, what it was, and logs: paths, each with # and what the names of its
 tests begin with if it has those of others, too.
 """
@@ -29,8 +29,9 @@ from xml.etree import ElementTree
 
 KTAP = re.compile(r"(not ok|ok) \d+ (?:- )?(.*?)(?: # (SKIP|TODO)\b.*)?$")
 TABLE = re.compile(r" *\d+ \| (.*\S) *\| (ok|FAILED)$")
+CARGO = re.compile(r"test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:, .*)?$")
 LINE = re.compile(r"(ok|FAIL) {2,4}(\S.*?)(?: \(\d+ s\))?$")
-STATUS = {"ok": "ok", "not ok": "fail", "FAILED": "fail", "FAIL": "fail"}
+STATUS = {"ok": "ok", "not ok": "fail", "FAILED": "fail", "FAIL": "fail", "ignored": "skip"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def parse(lines: Iterable[str]) -> Iterator[Case]:
             row = json.loads(line)
             if "id" in row:
                 yield Case(row["id"], "skip" if "ok" not in row else "ok" if row["ok"] else "fail")
+        elif match := CARGO.fullmatch(line):
+            yield Case(match[1], STATUS[match[2]])
         elif match := LINE.fullmatch(line):
             yield Case(match[2], STATUS[match[1]])
     if not ended:

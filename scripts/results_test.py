@@ -47,6 +47,11 @@ row | what was done       | errno | as it should | ok
                '{"id":"c","applies":false}', '{"passed":1,"failed":1}']
         self.assertEqual(list(parse(log)), [Case("a", "ok"), Case("b", "fail"), Case("c", "skip")])
 
+    def test_cargo(self) -> None:
+        log = ["running 3 tests", "test a::b ... ok", "test a::c ... FAILED", "test d ... ignored, takes long",
+               "test result: FAILED. 1 passed; 1 failed; 1 ignored"]
+        self.assertEqual(list(parse(log)), [Case("a::b", "ok"), Case("a::c", "fail"), Case("d", "skip")])
+
     def test_lines(self) -> None:
         log = ["ok    shell scripts: shellcheck (3 s)", "FAIL  texts: codespell (12 s)", "      more", "ok"]
         self.assertEqual(list(parse(log)), [Case("shell scripts: shellcheck", "ok"), Case("texts: codespell", "fail")])

@@ -74,7 +74,7 @@ group_userspace() {
 	counts=$(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$LOGS/cargo-test.log")
 	# A program that dies does not tell of its tests.
 	[[ $counts != *' 0' ]] || counts="${counts% *} $rc"
-	result userspace "${counts% *}" "${counts#* }" "$what"
+	result userspace "${counts% *}" "${counts#* }" "$what" "$LOGS/cargo-test.log"
 	local example
 	for example in blocking asynchronous; do
 		what="the relay's example, $example"
@@ -105,7 +105,10 @@ group_kunit() {
 	done
 	if [[ ${counts#* } != 0 || $missing ]]; then grep -aE 'FAILED|ERROR' "$LOGS/kunit.log" >&2 || true; fi
 	[[ ! $missing ]] || counts="${counts% *} $((${counts#* } + 1))"
-	result kunit "${counts% *}" "${counts#* }" "unit tests in the kernel${missing:+, but these suites did not run:$missing}"
+	jq -r '.. | objects | select(.test_cases? | length > 0) | .name as $suite | .test_cases[] | select(.status != "SKIP")
+		| "\(if .status == "PASS" then "ok  " else "FAIL" end)  \($suite).\(.name)"' <<<"$json" >"$LOGS/kunit-cases.log"
+	result kunit "${counts% *}" "${counts#* }" "unit tests in the kernel${missing:+, but these suites did not run:$missing}" \
+		"$LOGS/kunit-cases.log"
 }
 
 group_demo() {
