@@ -88,7 +88,7 @@ vmm: tree ## runs VMMs on VARIANT: QEMU, with a passed-through NVMe; then a smal
 	@for variant in rust c; do [ $(VARIANT) = $$variant ] || scripts/enter scripts/image.sh $$variant; done
 	@scripts/enter scripts/initrd.sh
 	@[ "$(ONLY)" = same ] || scripts/enter scripts/vmm.sh $(ONLY)
-	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/vmm-same.sh $(if $(UPDATE),--page) c qemu
+	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/vmm-same.sh $(if $(UPDATE),--page) c debian qemu
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
 	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)

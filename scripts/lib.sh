@@ -61,3 +61,14 @@ logged() {
 	fi
 	((SECONDS - start < 5)) || note "done in $((SECONDS - start)) s"
 }
+
+# apt_arm64 DIRECTORY ARGUMENT...: apt-get as on an arm64 machine on which nothing is
+# installed, and whose state is in there.
+apt_arm64() {
+	local dir=$1
+	shift
+	mkdir -p "$dir"/{lists/partial,archives/partial}
+	: >"$dir/status"
+	apt-get -q -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o APT::Install-Recommends=false \
+		-o Dir::State="$dir" -o Dir::State::status="$dir/status" -o Dir::Cache="$dir" -o APT::Sandbox::User=root "$@"
+}

@@ -230,13 +230,13 @@ group_vmm() {
 
 # The same Linux on the bare machine and in a VM, where it sees the same errors.
 group_same() {
-	local counts what="Linux on the bare machine and in a VM by vsmmu-vmm: $LOGS/vmm-same.table"
+	local counts log=$LOGS/vmm-same.table
 	image rust && image c && initrd || return 0
-	"$REPO/scripts/vmm-same.sh" c >"$LOGS/vmm-same.table" || true
-	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$LOGS/vmm-same.table")
-	counts=${counts:-0 0}
-	[[ ${counts#* } == 0 ]] || grep '^FAILED' "$LOGS/vmm-same.table" >&2 || true
-	result same "${counts% *}" "${counts#* }" "$what"
+	"$REPO/scripts/vmm-same.sh" c >"$log" || true
+	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log")
+	counts=${counts:-0 1}
+	[[ ${counts#* } == 0 ]] || grep -A 9 '^FAIL' "$log" | grep -v '^ok' >&2 || true
+	result same "${counts% *}" "${counts#* }" "Linux on the bare machine and in a VM by vsmmu-vmm: $log" "$log"
 }
 
 # What is checked exhaustively or proved in user space; each row of its table is a check.

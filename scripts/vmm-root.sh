@@ -14,12 +14,8 @@ out=$CACHE/vmm-root-$key
 work=$CACHE/vmm-root.tmp
 firmware=/usr/share/qemu-efi-aarch64/QEMU_EFI.fd
 
-# As if on an arm64 machine on which nothing is installed yet.
 apt() {
-	apt-get -q -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o APT::Install-Recommends=false \
-		-o Dir::State="$work/apt" -o Dir::State::status="$work/apt/status" -o Dir::Cache="$work/apt" \
-		-o Dir::Etc::Preferences="$work/apt/prefs" -o Dir::Etc::PreferencesParts=/dev/null \
-		-o APT::Sandbox::User=root "$@"
+	apt_arm64 "$work/apt" -o Dir::Etc::Preferences="$work/apt/prefs" -o Dir::Etc::PreferencesParts=/dev/null "$@"
 }
 
 # copy FILE: the program or library, and the libraries that it needs, from the
@@ -37,8 +33,7 @@ copy() {
 fetch() {
 	local deb found
 	rm -rf "$work" "$out.tmp"
-	mkdir -p "$work"/{root,apt/lists/partial,apt/archives/partial} "$LOGS"
-	: >"$work/apt/status"
+	mkdir -p "$work"/{root,apt} "$LOGS"
 	printf 'Package: qemu-system-*\nPin: version %s\nPin-Priority: 1000\n\n' "$version" >"$work/apt/prefs"
 	# Should that version be gone, the newest of the backports.
 	printf 'Package: %s\nPin: release n=trixie-backports\nPin-Priority: %d\n\n' 'qemu-system-*' 900 '*' 100 >>"$work/apt/prefs"
