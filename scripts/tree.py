@@ -39,7 +39,7 @@ def pristine_files(pristine):
         names = subprocess.run(git, check=True, capture_output=True).stdout.split(b"\0")
         names = [os.fsdecode(name) for name in names if name]
         return [name for name in names if os.path.lexists(pristine / name)]
-    found = subprocess.run(["find", ".", "(", "-type", "f", "-o", "-type", "l", ")", "-printf", "%P\0"],
+    found = subprocess.run(["find", ".", "(", "-type", "f", "-o", "-type", "l", ")", "-printf", "%P\\0"],
                            cwd=pristine, check=True, capture_output=True).stdout
     return [os.fsdecode(name) for name in found.split(b"\0") if name]
 
@@ -132,7 +132,7 @@ def main():
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
     start = time.time_ns()
     left = []
-    if "digests" in state and tree.exists() and not args.follow and not args.until:
+    if "digests" in state and tree.exists() and not args.until:
         left = bring_back(pristine, tree, state, state_file, args.discard)
 
     with tempfile.TemporaryDirectory() as name:

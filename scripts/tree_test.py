@@ -83,5 +83,15 @@ class Edits(unittest.TestCase):
         self.assertEqual(self.bring_back(), [])
 
 
+class PristineFiles(unittest.TestCase):
+    def test_of_a_tree_that_is_not_git(self):
+        with tempfile.TemporaryDirectory() as name:
+            top = Path(name)
+            (top / "folder").mkdir()
+            (top / "folder/a file").write_text("")
+            (top / "link").symlink_to("nowhere")
+            self.assertEqual(sorted(tree.pristine_files(top)), ["folder/a file", "link"])
+
+
 if __name__ == "__main__":
     unittest.main()
