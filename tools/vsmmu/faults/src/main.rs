@@ -40,7 +40,7 @@ struct Args {
     /// Only give the SMMU these rules, which are JSON as its x-cmdq-faults takes it
     #[arg(long, value_name = "JSON")]
     rules: Option<String>,
-    /// Only show what the SMMU has counted: a name and a number on each line
+    /// Only show what the SMMU has counted, and how often its rules have hit: a name and a number on each line
     #[arg(long)]
     stats: bool,
     /// Only have this NVMe, which has no driver, read from where its SMMU maps nothing
@@ -67,9 +67,12 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.stats {
-        for (name, count) in Control::open()?.counters()? {
+        let mut control = Control::open()?;
+        for (name, count) in control.counters()? {
             println!("{name} {count}");
         }
+        // Of the rules that there are now.
+        println!("hits {}", control.hits()?.iter().sum::<u64>());
         return Ok(ExitCode::SUCCESS);
     }
 
