@@ -161,7 +161,8 @@ check_cargoclippy() {
 			KERNEL_SOURCE=$("$REPO/scripts/source.sh") DRIVER_SOURCE=$REPO/drivers/iommu/arm/arm-smmu-v3 \
 				CARGO_TARGET_DIR=$BUILD/verify bash -ec '
 					cargo clippy --workspace --locked --all-targets -- -D warnings
-					cargo clippy --package verify-queue --features shuttle --locked -- -D warnings')
+					cargo clippy --package verify-queue --features shuttle --locked -- -D warnings
+					cargo clippy --package verify-queue --features loom --locked -- -D warnings')
 }
 
 # The library that others can use: each combination of its features, its documentation,

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """pages.py [--update]: checks that the tables in the pages are those of what they are made
-of: the ioctl's outcomes of docs/contract.toml, and the figures of
-scripts/bench.expected.json. Checks that the tests exist which docs/contract.toml names, and
-those that pages name in the same way, and that the files which the pages name are there.
+of: the ioctl's outcomes of docs/contract.toml, the figures of scripts/bench.expected.json,
+and what loom has run. Checks that the tests exist which docs/contract.toml names, and those
+that pages name in the same way, and that the files which the pages name are there.
 With --update, it writes the tables first.
 """
 
@@ -21,6 +21,8 @@ README = REPO / "README.md"
 GUIDE = REPO / "Documentation/userspace-api/iommufd-arm-smmuv3.rst"
 PAGE = REPO / "docs/contract.md"
 FIGURES = REPO / "docs/performance.md"
+PROOFS = REPO / "docs/verification.md"
+QUEUE = REPO / "tools/verify/queue"
 DRIVER = REPO / "drivers/iommu/arm/arm-smmu-v3"
 
 TEST = re.compile(r"\b(demo|faults|kselftest|kunit):([A-Za-z0-9_./=-]+[A-Za-z0-9_])")
@@ -80,6 +82,19 @@ def figures(rows):
     return "\n".join(lines)
 
 
+def plans():
+    """The table of what loom was run on: of what `queue-loom` printed in the quick tier, and in the long one."""
+    runs = {}
+    for line in (QUEUE / "loom.tsv").read_text().splitlines():
+        if not line.startswith("#"):
+            what, bound, count, seconds, _ = line.split("\t")
+            runs.setdefault(what.removeprefix("loom: "), []).append((bound.split()[0], count.split()[0], seconds))
+    table = ["| Plan | Preemptions | Executions | Seconds |", "| --- | ---: | ---: | ---: |"]
+    for what, run in runs.items():
+        table.append(f"| {what} | " + " | ".join(" / ".join(cells) for cells in zip(*run)) + " |")
+    return "\n".join(table)
+
+
 def between(text, begin, end, table, name):
     """The text with the table in place of what is between two markers."""
     parts = re.split(f"(?<={re.escape(begin)}\n)(.*?)(?={re.escape(end)})", text, maxsplit=1, flags=re.DOTALL)
@@ -136,6 +151,7 @@ def main():
                         markdown(short, "short"), "README.md"),
         GUIDE: between(GUIDE.read_text(), ".. contract begin", ".. contract end", rst(rows), GUIDE.name),
         PAGE: page(rows),
+        PROOFS: between(PROOFS.read_text(), "<!-- loom begin -->", "<!-- loom end -->", plans(), PROOFS.name),
         FIGURES: between(FIGURES.read_text(), "<!-- figures begin -->", "<!-- figures end -->",
                          figures(json.loads((REPO / "scripts/bench.expected.json").read_text())), FIGURES.name),
     }

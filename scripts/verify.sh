@@ -85,6 +85,16 @@ part_schedules() {
 	done
 }
 
+# The same code under all orders, in what is small enough for that.
+part_loom() {
+	local log=$LOGS/verify-loom.log
+	cargo_build loom --profile model --package verify-queue --features loom || return
+	"$CARGO_TARGET_DIR/model/queue-loom" "$tier" 2>"$log" || {
+		grep -E 'panicked at|^queue: ' -A 1 "$log" >&2
+		return 1
+	}
+}
+
 # libFuzzer, with the instrumentation that cargo-fuzz asks for, of which the compiler that builds
 # the kernel has all but the sanitizers.
 part_fuzz() {
@@ -139,11 +149,11 @@ part_litmus() {
 	litmus "the memory model of arm64" "$verify/litmus"
 }
 
-all=(litmus sanitiser proof faults queue schedules)
+all=(litmus sanitiser proof faults queue schedules loom)
 [[ $tier != long ]] || all+=(fuzz)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
-	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults queue schedules fuzz"
+	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults queue schedules loom fuzz"
 done
 
 KERNEL_SOURCE=$("$REPO/scripts/source.sh")

@@ -83,7 +83,11 @@ pub mod processor {
 
 pub mod cpu {
     //! A thread is a CPU of its own.
+    #[cfg(not(feature = "loom"))]
     const MAX: u32 = 64;
+    /// What loom has, at most.
+    #[cfg(feature = "loom")]
+    const MAX: u32 = loom::MAX_THREADS as u32;
 
     pub fn nr_cpu_ids() -> u32 {
         MAX
@@ -110,7 +114,24 @@ pub mod cpu {
     #[cfg(not(feature = "shuttle"))]
     use used::USED;
 
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(feature = "loom")]
+    mod used {
+        use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+        /// The number of a thread.
+        pub struct Used(pub u32);
+
+        // Of one execution.
+        loom::lazy_static! {
+            static ref NEXT: AtomicU32 = AtomicU32::new(0);
+        }
+
+        loom::thread_local! {
+            pub static USED: Used = Used(NEXT.fetch_add(1, Relaxed));
+        }
+    }
+
+    #[cfg(not(any(feature = "shuttle", feature = "loom")))]
     mod used {
         use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

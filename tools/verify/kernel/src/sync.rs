@@ -2,9 +2,11 @@
 
 //! Atomics, barriers, locks and threads: those of the standard library, or of a model checker.
 
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "loom")]
+use loom as backend;
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
 use shuttle as backend;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(any(feature = "shuttle", feature = "loom")))]
 use std as backend;
 
 /// What a model is made of besides.

@@ -9,5 +9,7 @@ extern crate kernel as pin_init;
 include!(concat!(env!("OUT_DIR"), "/driver.rs"));
 
 mod facts;
+#[cfg(feature = "loom")]
+pub mod orders;
 pub mod scenarios;
 mod smmu;
