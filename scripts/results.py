@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-KTAP = re.compile(r"(not ok|ok) \d+ (?:- )?(.*?)(?: # (SKIP|TODO)\b.*)?$")
+KTAP = re.compile(r"(not ok|ok) \d+ (?:- )?(.*?)(?: # (SKIP|XFAIL)\b.*)?$")
 TABLE = re.compile(r" *\d+ \| (.*\S) *\| (ok|FAILED)$")
 CARGO = re.compile(r"test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:, .*)?$")
 LINE = re.compile(r"(ok|FAIL) {2,4}(\S.*?)(?: \(\d+ s\))?$")
