@@ -155,7 +155,8 @@ pub(crate) const MAX_HOST_CMDS: usize = 64;
 /// shows the completion.
 const ERROR_INTERVAL: Delta = Delta::from_micros(100);
 
-/// The number of looks before a waiter reads the time. Most waits are over by then.
+/// The number of looks at memory, for a completion MSI, before a waiter reads the time. Most waits
+/// are over by then.
 const FIRST_LOOKS: u32 = 4;
 
 /// How soon a waiter that has seen an error looks again.
@@ -200,6 +201,10 @@ pub(crate) struct Cmdq<H> {
     /// The most commands that [`Self::issue_guest()`] takes: with the `CMD_SYNC`, half of the queue
     /// or [`MAX_GUEST_SLOTS`].
     pub(crate) max_guest_cmds: usize,
+    /// A `CMD_SYNC` was not complete when a waiter read `SMMU_CMDQ_CONS` at once. From then on
+    /// waiters read the time first, which they need anyway: a register that is read too early has
+    /// to be read again, and each read takes the SMMU's time.
+    is_slow: Atomic<bool>,
     pub(crate) stats: Stats,
 }
 
@@ -213,6 +218,7 @@ impl<H: Hw> Cmdq<H> {
             log <- ErrorLog::new(len),
             streams <- Streams::new(),
             max_guest_cmds: (len / 2).min(MAX_GUEST_SLOTS) - 1,
+            is_slow: Atomic::new(false),
             stats: Stats {
                 errors: array::from_fn(|_| Atomic::new(0)),
                 inline: Atomic::new(0),
@@ -336,7 +342,10 @@ impl<H: Hw> Cmdq<H> {
 
         match judge() {
             Verdict::Pending(position) => {
-                let look = || self.ring.is_consumed(&self.hw, position).then_some(());
+                let look = || match self.ring.is_consumed(&self.hw, position) {
+                    true => Ok(()),
+                    false => Err(None),
+                };
                 // A failure of this shows in the second verdict.
                 let _ = self.wait_on(false, TIME_LIMIT, look);
                 judge()
@@ -621,7 +630,7 @@ impl<H: Hw> Cmdq<H> {
             return Ok(None);
         }
 
-        let waited = self.wait_for(true, TIME_LIMIT, || self.look_at_sync(sync_at));
+        let waited = self.wait_for_sync(sync_at);
         // An error is recorded before it is acknowledged, and only then does the SMMU get past the
         // slot. That was read with an acquire, so the record is visible.
         let result = match waited {
@@ -742,43 +751,45 @@ impl<H: Hw> Cmdq<H> {
     }
 
     /// Looks whether the `CMD_SYNC` at a position, which is the caller's, is complete, and returns
-    /// how far the SMMU has got.
+    /// how far the SMMU has got. Fails with `SMMU_CMDQ_CONS`, if it has read that.
     #[inline]
-    fn look_at_sync(&self, position: u64) -> Option<u64> {
+    fn look_at_sync(&self, position: u64) -> Result<u64, Option<u32>> {
         let next = position + 1;
 
         if self.hw.sync_has_msi() {
             let index = self.ring.index(position);
 
             if self.hw.entries()[index].has_completion_msi() {
-                return Some(next);
+                return Ok(next);
             }
             // A CMD_SYNC that has replaced an illegal one has no MSI. For any other, CONS may show
             // the completion before the MSI arrives, and the slot is not free until it does.
             if !self.log.has_records() || !self.log.is_replaced(index) {
-                return None;
+                return Err(None);
             }
         }
 
-        self.ring.look_at_cons(&self.hw, next)
+        self.ring.look_at_cons(&self.hw, next).map_err(Some)
     }
 
-    /// Waits until `look` returns something, which it often does at once; see [`Self::wait_on()`].
+    /// Waits for the `CMD_SYNC` at a position, which is the caller's. Returns how far the SMMU has
+    /// got.
     #[inline]
-    fn wait_for<T>(
-        &self,
-        for_sync: bool,
-        limit: Delta,
-        look: impl Fn() -> Option<T>,
-    ) -> Result<T, TimedOut> {
-        match look() {
-            Some(found) => Ok(found),
-            None => self.wait_on(for_sync, limit, look),
+    fn wait_for_sync(&self, position: u64) -> Result<u64, TimedOut> {
+        let look = || self.look_at_sync(position);
+
+        if !self.is_slow.load(Relaxed) {
+            match look() {
+                Ok(consumed) => return Ok(consumed),
+                Err(_) if self.hw.sync_has_msi() => (),
+                Err(_) => self.is_slow.store(true, Relaxed),
+            }
         }
+        self.wait_on(true, TIME_LIMIT, look)
     }
 
-    /// Waits until `look` returns something, for `limit` at most, and for [`TIME_LIMIT`] at most
-    /// while the queue does not move.
+    /// Waits until `look` succeeds, for `limit` at most, and for [`TIME_LIMIT`] at most while the
+    /// queue does not move. If `look` has read `SMMU_CMDQ_CONS`, it fails with the value.
     ///
     /// Handles errors meanwhile: their interrupt may be routed to this CPU, which does not take it
     /// while interrupts are disabled. For `for_sync` see [`Hw::pause()`].
@@ -787,12 +798,12 @@ impl<H: Hw> Cmdq<H> {
         &self,
         for_sync: bool,
         limit: Delta,
-        look: impl Fn() -> Option<T>,
+        look: impl Fn() -> Result<T, Option<u32>>,
     ) -> Result<T, TimedOut> {
         let mut looks = 0u32;
-        while looks < FIRST_LOOKS {
+        while self.hw.sync_has_msi() && looks < FIRST_LOOKS {
             self.hw.pause(looks, Delta::ZERO, for_sync);
-            if let Some(found) = look() {
+            if let Ok(found) = look() {
                 return Ok(found);
             }
             looks += 1;
@@ -802,18 +813,22 @@ impl<H: Hw> Cmdq<H> {
         let mut now = begin;
         // Since when the queue stands still, and where.
         let mut since = begin;
-        let mut cons = None;
+        let mut stopped_at = None;
         let mut next_check = begin + ERROR_INTERVAL;
         let mut is_moving = false;
 
         loop {
             self.hw.pause(looks, now - since, for_sync);
-            looks = looks.saturating_add(1);
-            // Before the look, in case that this CPU is preempted by a hypervisor after it.
-            now = self.hw.now();
-            if let Some(found) = look() {
-                return Ok(found);
+            // Before the look, in case that this CPU is preempted by a hypervisor after it. For the
+            // first look the time is known.
+            if looks != 0 {
+                now = self.hw.now();
             }
+            looks = looks.saturating_add(1);
+            let seen = match look() {
+                Ok(found) => return Ok(found),
+                Err(seen) => seen,
+            };
             if (now - next_check).is_negative() {
                 continue;
             }
@@ -821,7 +836,16 @@ impl<H: Hw> Cmdq<H> {
             // The longer it takes, the less often: looking costs the SMMU time as well. An error
             // that has to be acknowledged is more urgent.
             let waited = now - since;
-            let (min, max) = match self.handle_error(true) {
+            let cons = seen.unwrap_or_else(|| self.hw.read_cons());
+            // The SMMU sets the code before the error becomes active (IHI 0070, 4.1.2), so without a
+            // code there is none. With one, which may be that of an earlier error, SMMU_GERROR
+            // tells.
+            let handled = if Cerror::from_cons(cons).is_some() {
+                self.handle_error(true)
+            } else {
+                Handled::NoError
+            };
+            let (min, max) = match handled {
                 Handled::NoError | Handled::ByWaiter => (ERROR_INTERVAL, waited),
                 Handled::Acknowledged(_) | Handled::Later => (RETRY_INTERVAL, MAX_PAUSE),
             };
@@ -829,11 +853,10 @@ impl<H: Hw> Cmdq<H> {
             let interval = Delta::from_nanos(waited.as_nanos() / 8);
             next_check = now + interval.min(max).max(min).min(left);
 
-            // The other bits, the error, mean nothing unless one is active.
-            let at = self.ring.register(u64::from(self.hw.read_cons()));
-            if cons != Some(at) {
-                is_moving |= cons.is_some();
-                cons = Some(at);
+            let at = self.ring.register(u64::from(cons));
+            if stopped_at != Some(at) {
+                is_moving |= stopped_at.is_some();
+                stopped_at = Some(at);
                 since = now;
                 looks = 0;
             } else if waited > TIME_LIMIT {
@@ -851,21 +874,26 @@ impl<H: Hw> Cmdq<H> {
         let look = |lost_before| {
             self.ring
                 .try_free(&self.hw, lost_before, |index| self.log.is_replaced(index));
-            self.ring.has_room(count).then_some(())
+            self.ring.has_room(count)
         };
         let consumed = self.ring.consumed(&self.hw);
 
-        self.wait_for(false, SLOW_LIMIT, || look(0))
-            .or_else(|TimedOut { is_moving }| {
-                // The completion MSI of what was consumed before this wait does not come any more.
-                look(consumed).ok_or_else(|| {
-                    self.timed_out(self.ring.reserved(), sender);
-                    Failure::Timeout {
-                        complete: 0,
-                        is_moving,
-                    }
-                })
+        self.wait_on(
+            false,
+            SLOW_LIMIT,
+            || if look(0) { Ok(()) } else { Err(None) },
+        )
+        .or_else(|TimedOut { is_moving }| {
+            // The completion MSI of what was consumed before this wait does not come any more.
+            if look(consumed) {
+                return Ok(());
+            }
+            self.timed_out(self.ring.reserved(), sender);
+            Err(Failure::Timeout {
+                complete: 0,
+                is_moving,
             })
+        })
     }
 
     /// Counts and traces a wait for a position that timed out.

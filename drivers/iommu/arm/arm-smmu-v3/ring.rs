@@ -466,16 +466,22 @@ impl Ring {
     }
 
     /// Looks by `SMMU_CMDQ_CONS` whether the SMMU has consumed all slots before the position
-    /// `next`, and returns how far it has got. The caller is a holder, and the slot before `next`
-    /// is its own.
+    /// `next`, and returns how far it has got. Fails with the register's value if it has not.
+    ///
+    /// The caller is a holder, and the slot before `next` is its own.
     #[inline]
-    pub(crate) fn look_at_cons<H: Hw>(&self, hw: &H, next: u64) -> Option<u64> {
+    pub(crate) fn look_at_cons<H: Hw>(&self, hw: &H, next: u64) -> Result<u64, u32> {
         // Nothing is freed while we hold, so CONS is less than a round ahead of `next`. If it is
         // behind `next`, it appears to be ahead by more than a round, or, where a completion MSI
         // was faster than CONS and the ring is full, to be ahead of all that is reserved.
-        let position = self.position(hw.read_cons(), next);
+        let cons = hw.read_cons();
+        let position = self.position(cons, next);
 
-        (position - next < self.len() && position <= self.reserved()).then_some(position)
+        if position - next < self.len() && position <= self.reserved() {
+            Ok(position)
+        } else {
+            Err(cons)
+        }
     }
 
     /// The number of slots from `start` on that the SMMU has consumed, up to `count`. The caller is

@@ -79,6 +79,10 @@ declare_trace! {
 /// The first looks at the queue have no delay between them: `ARM_SMMU_POLL_SPIN_COUNT`.
 const LOOKS: u32 = bindings::ARM_SMMU_POLL_SPIN_COUNT;
 
+/// How often to call `cpu_relax()` before the first look at a register. That takes less time than a
+/// read of the register, which would be too early.
+const FIRST_PAUSE: u32 = 16;
+
 /// A wait is a long one from here on.
 const LONG_WAIT: Delta = Delta::from_micros(100);
 
@@ -273,7 +277,15 @@ impl Hw for SmmuHw {
             return;
         }
         if looks < LOOKS {
-            cpu_relax();
+            let is_register = !(for_sync && self.sync_has_msi());
+            let count = if looks == 0 && is_register {
+                FIRST_PAUSE
+            } else {
+                1
+            };
+            for _ in 0..count {
+                cpu_relax();
+            }
             return;
         }
 

@@ -459,7 +459,7 @@ mod errors {
                 let end = bench.slots();
                 // CAST: `usize` has 64 bits here.
                 let start = end - LEN as u64;
-                ensure!(queue.ring.look_at_cons(bench.smmu(), end).is_none());
+                ensure!(queue.ring.look_at_cons(bench.smmu(), end).is_err());
                 ensure!(queue.ring.count_consumed(bench.smmu(), start, LEN as u64) == 0);
                 ensure!(!queue.ring.is_consumed(bench.smmu(), start));
                 bench.smmu().stall(0);
