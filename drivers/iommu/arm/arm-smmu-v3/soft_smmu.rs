@@ -276,6 +276,8 @@ struct State {
     answer_from: u32,
     /// For how many pauses the queue stands still before the next `ATC_INV_SYNC`.
     atc_stall: u32,
+    /// Behind so many other ones.
+    atc_stall_behind: u32,
     /// The positions of `CMD_SYNC`s that are complete and whose message is on its way.
     late: [Option<u64>; LATE],
     /// The command before that at `cons`, unless it was a `CMD_SYNC`.
@@ -412,6 +414,7 @@ impl SoftSmmu {
                 all_answer: false,
                 answer_from: 0,
                 atc_stall: 0,
+                atc_stall_behind: 0,
                 late: [None; LATE],
                 previous: None,
                 is_for_all: false,
@@ -552,9 +555,11 @@ impl SoftSmmu {
         self.state.lock().answer_from = number;
     }
 
-    /// Lets the queue stand still for so many pauses before the next `ATC_INV_SYNC`.
-    pub(crate) fn delay_atc_inv_sync(&self, pauses: u32) {
-        self.state.lock().atc_stall = pauses;
+    /// Lets the queue stand still for so many pauses before the `ATC_INV_SYNC` behind so many others.
+    pub(crate) fn delay_atc_inv_sync(&self, others: u32, pauses: u32) {
+        let mut state = self.state.lock();
+        state.atc_stall = pauses;
+        state.atc_stall_behind = others;
     }
 
     /// Lets time pass.
@@ -808,12 +813,13 @@ impl SoftSmmu {
             }
             return self.stop(state, Cerror::Ill);
         }
-        if state.unanswered && state.atc_stall != 0 {
+        if state.unanswered && state.atc_stall_behind == 0 && state.atc_stall != 0 {
             state.stall = core::mem::take(&mut state.atc_stall);
             return false;
         }
         // All that was not answered has been told of then.
         if core::mem::take(&mut state.unanswered) {
+            state.atc_stall_behind = state.atc_stall_behind.saturating_sub(1);
             return self.stop(state, Cerror::AtcInvSync);
         }
         self.syncs.store(self.syncs.load(Relaxed) + 1, Relaxed);

@@ -13,10 +13,13 @@ use super::{
     error_log::Handled,
     hw::{
         Action::*,
+        Cerror,
         Hw, //
     },
+    ring::Ring,
     soft_smmu::{
         Fate::*,
+        SoftSmmu,
         FOR_EVER,
         SID_UNANSWERED, //
     },
@@ -288,6 +291,9 @@ mod host {
             ensure!(bench.0.queue.next_to_block().is_none());
             ensure!(bench.smmu().take_log().len() == 1);
 
+            ensure!(bench.0.issue_host(&[Unanswered], true) == fails(0, ATC));
+            ensure!(bench.smmu().take_log().len() == 1);
+
             // Otherwise it is found out later.
             bench.0.queue.forget_stream(SID_UNANSWERED);
             ensure!(bench.0.issue_host(&[Answered, Unanswered], true) == fails(0, ATC));
@@ -319,7 +325,7 @@ mod host {
     fn late_error() -> Result {
         assert!(each(|bench| {
             // 5 milliseconds each.
-            bench.smmu().delay_atc_inv_sync(300);
+            bench.smmu().delay_atc_inv_sync(0, 300);
             ensure!(bench.0.issue_host(&[Unanswered], true) == TIMEOUT);
             ensure!(bench.0.queue.next_to_block().is_none());
             ensure!(bench.0.issue_host(&[], true).is_ok());
@@ -336,7 +342,7 @@ mod host {
     fn error_in_second_wait() -> Result {
         assert!(each(|bench| {
             ensure!(bench.0.issue_host(&[Slow; 8], false).is_ok());
-            bench.smmu().delay_atc_inv_sync(100);
+            bench.smmu().delay_atc_inv_sync(0, 100);
             ensure!(bench.0.issue_host(&[Unanswered], true) == fails(0, ATC));
             ensure!(bench.smmu().timeouts() == 1);
 
@@ -346,6 +352,34 @@ mod host {
             ensure!(bench.smmu().timeouts() == 2);
             let _ = bench.smmu().take_log();
             bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// The queue stands still while the commands are replayed one by one: the rest is in the queue
+    /// by then, and which device it was is found out later.
+    #[test]
+    fn timeout_in_replay() -> Result {
+        assert!(each(|bench| {
+            // This takes its time: only where the queue wraps.
+            if !(124..128).contains(&bench.slots()) {
+                return true;
+            }
+            // 5 milliseconds each.
+            bench.smmu().delay_atc_inv_sync(1, 300);
+            let fates = [Unanswered, Answered];
+            ensure!(bench.0.issue_host(&fates, true) == TIMEOUT);
+            ensure!(bench.smmu().timeouts() == 1);
+            let answered = bench.0.tag(1);
+            ensure!(bench.0.issue_host(&[], true).is_ok());
+            ensure!(bench.smmu().is_complete(answered));
+            ensure!(bench.0.queue.next_to_block() == Some(SID_UNANSWERED));
+            ensure!(bench.0.queue.next_to_block().is_none());
+            let _ = bench.smmu().take_log();
+            // The CMD_SYNC behind the rest is counted as a command.
+            ensure!(bench.sync(&[Fine; LEN - 1], Ok(()), &[]));
+            ensure!(bench.smmu().is_idle() && bench.smmu().violations() == 0);
+            true
         })?);
         Ok(())
     }
@@ -378,6 +412,33 @@ mod host {
 #[kunit_tests(arm_smmu_v3_cmdq_errors)]
 mod errors {
     use super::*;
+
+    /// A queue has as many slots as the driver's batches need, and a power of two.
+    #[test]
+    fn lengths() {
+        for len in [0, LEN / 2, LEN - 1, LEN + LEN / 2] {
+            assert!(Ring::new::<SoftSmmu>(len).is_err());
+        }
+        assert!(Ring::new::<SoftSmmu>(LEN).is_ok());
+    }
+
+    /// What stands for which error in `SMMU_CMDQ_CONS`. A code that is reserved is an illegal
+    /// command.
+    #[test]
+    fn codes() {
+        for (code, cerror) in [
+            (0, None),
+            (1, Some(ILL)),
+            (2, Some(ABT)),
+            (3, Some(ATC)),
+            (4, Some(ILL)),
+            (0x7f, Some(ILL)),
+        ] {
+            for others in [0, 0x80ff_ffff] {
+                assert_eq!(Cerror::from_cons(code << 24 | others), cerror);
+            }
+        }
+    }
 
     /// Those behind a slot that cannot be got past are told that it takes too long, and no code.
     #[test]
@@ -417,6 +478,28 @@ mod errors {
             );
             bench.smmu().heal();
             ensure!(bench.0.issue(&[], Wait::Complete).is_ok());
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// What there is no time to replay is not known to be complete, and fails.
+    #[test]
+    fn no_time_to_replay() -> Result {
+        assert!(each(|bench| {
+            let queue = bench.0.queue.clone();
+            let calls = core::cell::Cell::new(0);
+            let outcome = bench.0.issue_guest(&[AnsweredAgain, AnsweredAgain], || {
+                calls.set(calls.get() + 1);
+                if calls.get() == 2 {
+                    queue.hw.pass(Delta::from_millis(60_000));
+                }
+                false
+            });
+            ensure!(outcome == fails(1, ATC));
+            ensure!(bench.0.is_true(1, Ok(())));
+            ensure!(bench.smmu().replays() == 1);
             let _ = bench.smmu().take_log();
             bench.can_be_used()
         })?);

@@ -165,7 +165,7 @@ mod streams {
     fn late_error() -> Result {
         assert!(each(|bench| {
             // 5 milliseconds each.
-            bench.smmu().delay_atc_inv_sync(500);
+            bench.smmu().delay_atc_inv_sync(0, 500);
             ensure!(issue(bench, &[Unanswered]) == (TIMEOUT, 0));
             let slots = bench.slots();
             ensure!(issue(bench, &[Unanswered]) == (PENDING, 0));
@@ -211,6 +211,21 @@ mod streams {
         assert!(!streams.any());
         assert_eq!(streams.judge(1, now, |_| true), Verdict::Issue);
         assert!(!streams.any());
+        Ok(())
+    }
+
+    /// With too many, the one goes whose back-off ends first.
+    #[test]
+    fn soonest_goes() -> Result {
+        let streams = KBox::pin_init(Streams::new(), GFP_KERNEL)?;
+        let now = Instant::now();
+
+        for sid in 0..100 {
+            streams.timed_out(sid, now + Delta::from_millis(i64::from(100 - sid)), true);
+        }
+        assert_eq!(streams.judge(0, now, |_| true), Verdict::Refuse);
+        assert_eq!(streams.judge(99, now, |_| true), Verdict::Refuse);
+        assert_eq!(streams.judge(98, now, |_| true), Verdict::Issue);
         Ok(())
     }
 }
