@@ -72,6 +72,7 @@ void arm_smmu_rust_cmdq_disable_works(struct arm_smmu_cmdq *cmdq)
 {
 	disable_delayed_work_sync(&cmdq->rust_retry);
 	disable_work_sync(&cmdq->rust_block_ats);
+	list_del(&cmdq->rust_queues);
 }
 
 /**
@@ -84,10 +85,23 @@ void arm_smmu_rust_cmdq_disable_works(struct arm_smmu_cmdq *cmdq)
 int arm_smmu_rust_cmdq_init(struct arm_smmu_device *smmu,
 			    struct arm_smmu_cmdq *cmdq)
 {
+	int ret;
+
 	cmdq->smmu = smmu;
+	INIT_LIST_HEAD(&cmdq->rust_queues);
 	INIT_DELAYED_WORK(&cmdq->rust_retry, arm_smmu_rust_cmdq_retry);
 	INIT_WORK(&cmdq->rust_block_ats, arm_smmu_rust_cmdq_block_ats_work);
-	return arm_smmu_rust_cmdq_alloc(smmu, cmdq);
+	ret = arm_smmu_rust_cmdq_alloc(smmu, cmdq);
+	if (!ret && cmdq != &smmu->cmdq)
+		list_add(&cmdq->rust_queues, &smmu->cmdq.rust_queues);
+	return ret;
+}
+
+static void forget_streams(struct arm_smmu_cmdq *cmdq,
+			   const struct arm_smmu_master *master)
+{
+	for (int i = 0; i < master->num_streams; i++)
+		arm_smmu_rust_cmdq_forget_stream(cmdq, master->streams[i].id);
 }
 
 /**
@@ -96,9 +110,12 @@ int arm_smmu_rust_cmdq_init(struct arm_smmu_device *smmu,
  */
 void arm_smmu_rust_cmdq_forget(struct arm_smmu_master *master)
 {
-	for (int i = 0; i < master->num_streams; i++)
-		arm_smmu_rust_cmdq_forget_stream(&master->smmu->cmdq,
-						 master->streams[i].id);
+	struct arm_smmu_cmdq *main = &master->smmu->cmdq, *cmdq;
+
+	/* The host's ATC invalidations go to the queues of an extension too */
+	forget_streams(main, master);
+	list_for_each_entry(cmdq, &main->rust_queues, rust_queues)
+		forget_streams(cmdq, master);
 }
 
 /**
