@@ -32,6 +32,7 @@ mod atc;
 mod errors;
 mod host;
 mod latency;
+mod rebind;
 mod several;
 mod shared;
 mod shot;
@@ -254,6 +255,7 @@ pub fn all() -> Vec<Case> {
     shared::rows(&mut cases);
     stall::full(&mut cases);
     host::rows(&mut cases);
+    rebind::rows(&mut cases);
     latency::rows(&mut cases);
     cases
 }

@@ -407,6 +407,45 @@ impl Control {
         self.monitor.execute("qom-set", arguments).map(|_| ())
     }
 
+    /// `EATS` in the stream table entry of a stream, as it is in memory: 0 if the SMMU lets the device
+    /// use no translations of its own.
+    pub fn eats(&mut self, stream_id: u32) -> Result<u64, Error> {
+        const STRTAB_BASE: u64 = 0x80;
+        const STRTAB_BASE_CFG: u64 = 0x88;
+        const ADDRESS: u64 = 0x000f_ffff_ffff_ffc0;
+
+        let path = "/proc/iomem";
+        let iomem = fs::read_to_string(path).map_err(|e| Error::Sysfs(path.into(), e))?;
+        let smmu = iomem
+            .lines()
+            .find(|line| line.contains("arm-smmu-v3"))
+            .and_then(|line| line.trim().split('-').next())
+            .and_then(|start| u64::from_str_radix(start, 16).ok())
+            .ok_or_else(|| Error::Odd(path.into(), iomem.clone()))?;
+        let table = self.physical(smmu + STRTAB_BASE, 'g')? & ADDRESS;
+        let config = self.physical(smmu + STRTAB_BASE_CFG, 'w')?;
+        let (split, sid) = (config >> 6 & 0x1f, u64::from(stream_id));
+        let entry = if config >> 16 & 3 == 0 {
+            table + 64 * sid
+        } else {
+            // Two levels.
+            let second = self.physical(table + 8 * (sid >> split), 'g')? & ADDRESS;
+            second + 64 * (sid & ((1 << split) - 1))
+        };
+        Ok(self.physical(entry + 8, 'g')? >> 28 & 3)
+    }
+
+    /// What is at a physical address: four bytes for `w`, eight for `g`.
+    fn physical(&mut self, address: u64, size: char) -> Result<u64, Error> {
+        let line = format!("xp /1x{size} {address:#x}");
+        let arguments = json!({"command-line": line});
+        let answer = self.monitor.execute("human-monitor-command", arguments)?;
+        let value = answer.as_str().and_then(|text| text.split("0x").nth(1));
+        value
+            .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
+            .ok_or_else(|| Error::Odd(line, answer.to_string()))
+    }
+
     /// How often each of the rules has been applied.
     pub fn hits(&mut self) -> Result<Vec<u64>, Error> {
         let rules = self.get("x-cmdq-faults")?;

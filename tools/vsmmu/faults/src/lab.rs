@@ -456,13 +456,22 @@ impl Lab {
     /// As [`Lab::shoot`], while another VM and the host use the queue as well: all that they do has to
     /// succeed. What the host does is for `host`.
     pub fn shoot_among_others(&mut self, shots: &[Shot], host: Caller) -> Result<Finding, Error> {
+        self.among_others(host, |lab| lab.shoot(shots))
+    }
+
+    /// The same for anything else.
+    pub fn among_others(
+        &mut self,
+        host: Caller,
+        work: impl FnOnce(&mut Self) -> Result<Finding, Error>,
+    ) -> Result<Finding, Error> {
         let other = self.other_caller()?;
         let (started, stop) = (Barrier::new(3), AtomicBool::new(false));
         let (finding, calls, maps) = thread::scope(|scope| {
             let calls = scope.spawn(|| innocent_calls(&other, &started, &stop));
             let maps = scope.spawn(|| innocent_maps(&host, &started, &stop));
             started.wait();
-            let finding = self.shoot(shots);
+            let finding = work(self);
             stop.store(true, Ordering::Relaxed);
             let panicked = "does not panic";
             (

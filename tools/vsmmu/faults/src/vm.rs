@@ -222,6 +222,11 @@ impl Vm {
         Ok(self.smmu.attach(self.ste_without_ats)?)
     }
 
+    /// Resets the device.
+    pub fn reset(&self) {
+        self.smmu.device().reset();
+    }
+
     /// Attaches the device to stage 2 alone.
     pub fn attach_stage2(&mut self) -> Result<(), Error> {
         Ok(self.smmu.attach_stage2()?)

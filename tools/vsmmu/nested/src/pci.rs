@@ -152,6 +152,19 @@ pub fn bind_to_vfio(bdf: &str, wanted: (u16, u16)) -> Result<PathBuf, Error> {
     Ok(device)
 }
 
+/// Takes the device `bdf` away from vfio-pci, and gives it to the driver that it would have without.
+///
+/// # Errors
+///
+/// When vfio-pci does not let go of it.
+pub fn give_back(bdf: &str) -> Result<(), Error> {
+    let device = Path::new(DEVICES).join(bdf);
+    let write = |path: PathBuf, text: &str| sysfs(&path, fs::write(&path, text));
+    write(device.join("driver_override"), "\n")?;
+    write(device.join("driver/unbind"), bdf)?;
+    write("/sys/bus/pci/drivers_probe".into(), bdf)
+}
+
 /// Gives the device to vfio-pci, whoever has it.
 fn rebind(device: &Path, bdf: &str) -> Result<(), Error> {
     let write = |path: PathBuf, text: &str| sysfs(&path, fs::write(&path, text));

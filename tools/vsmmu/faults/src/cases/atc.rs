@@ -105,7 +105,9 @@ pub fn rows(cases: &mut Vec<Case>) {
         .ill(times(1))
         .fails(7, ErrorCode::Ill);
     cases.push(ill.case("atc-ill", "CERROR_ILL at the ATC_INV of entry 7 of 10"));
+    unknown(cases);
     ats_off(cases);
+    blocked(cases);
     late(cases);
     backoff(cases);
 }
@@ -113,6 +115,64 @@ pub fn rows(cases: &mut Vec<Case>) {
 /// How many ATC_INVs the SMMU has got since then.
 fn issued(lab: &mut Lab, before: Stats) -> Result<u64, Error> {
     Ok(lab.control.stats()?.since(before).atc_invs)
+}
+
+/// There is not enough time to find out which ATC_INV it was.
+fn unknown(cases: &mut Vec<Case>) {
+    // Each that is sent again is answered after 270 ms: of four, that is more than the second.
+    let mut shot = Shot::atcs(10)
+        .rule(at_atc(Kind::AtcInvSync, 9))
+        .atc(times(1))
+        .fails(4, ErrorCode::AtcInvSync);
+    for k in 0..10 {
+        shot = shot.rule(
+            at_atc(Kind::Stall(270), k)
+                .skip(u32::from(k != 9))
+                .forever(),
+        );
+    }
+    shot.raised.stalls = times(4);
+    shot.time = (4 * Duration::from_millis(270), GIVEN_UP.1);
+    shot.atc_invs = 14;
+    cases.push(shot.case(
+        "atc-unknown",
+        "the ATC_INV of entry 9 of 10 times out, and each takes 270 ms when it is sent again",
+    ));
+}
+
+/// A device that does not answer the host has its ATS blocked.
+fn blocked(cases: &mut Vec<Case>) {
+    let run = |lab: &mut Lab| {
+        let mut calls = Calls::to_dead_device(lab, 0)?;
+        calls.lab.control.set(&[])?;
+        calls.eats("at first", true)?;
+        let sid = calls.lab.vm(On::Net)?.stream_id();
+        let answer = |lab: &mut Lab| lab.control.set(&[]);
+
+        // One time-out is none: it answers the second.
+        let dead = Rule::new(Kind::AtcInvSync).opcode(op::ATC_INV).stream(sid);
+        calls.unmap(&[dead])?;
+        calls.eats("after one time-out", true)?;
+
+        calls.unmap(&[dead.forever()])?;
+        calls.eats("after two time-outs", false)?;
+        answer(calls.lab)?;
+        // ATS stays enabled in this.
+        calls.lab.vm(On::Net)?.attach()?;
+        calls.eats("after an attach that changes nothing", false)?;
+        calls.lab.vm(On::Net)?.attach_without_ats()?;
+        calls.lab.vm(On::Net)?.attach()?;
+        calls.eats("after an attach that enables ATS", true)?;
+
+        calls.unmap(&[dead.forever()])?;
+        calls.eats("after two time-outs more", false)?;
+        answer(calls.lab)?;
+        calls.lab.vm(On::Net)?.reset();
+        calls.eats("after a reset", true)?;
+        calls.end()
+    };
+    let what = "the host's ATC_INVs time out twice: ATS is blocked, until it is enabled anew";
+    cases.push(Case::new("ats-blocked", what, "EATS 0", run).when(has(On::Net)));
 }
 
 /// A device that can do nothing with an ATC_INV: it is complete, and nobody has to wait for it.
@@ -219,6 +279,27 @@ impl<'a> Calls<'a> {
         self.finding.got = Some(got);
         self.finding.time = self.finding.time.max(time);
         Ok((start, end))
+    }
+
+    /// The host unmaps something under these rules.
+    fn unmap(&mut self, rules: &[Rule]) -> Result<(), Error> {
+        let host = self.lab.caller(On::Net)?;
+        let page = HostPage::filled(1, 0);
+        host.map(&page).map_err(Error::Map)?;
+        self.lab.control.set(rules)?;
+        host.unmap(&page).map_err(Error::Map)
+    }
+
+    /// Whether the stream table entry of the device allows ATS.
+    fn eats(&mut self, when: &str, want: bool) -> Result<(), Error> {
+        let stream_id = self.lab.vm(On::Net)?.stream_id();
+        // A work of the kernel's sees to it.
+        thread::sleep(QUICK);
+        let eats = self.lab.control.eats(stream_id)?;
+        if (eats != 0) != want {
+            self.finding.faults.push(format!("{when}: EATS is {eats}"));
+        }
+        Ok(())
     }
 
     /// So many ATC_INVs have been issued since this was asked last.
