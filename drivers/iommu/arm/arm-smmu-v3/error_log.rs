@@ -205,8 +205,8 @@ impl ErrorLog {
         self.get(index).has(Record::ILL | Record::ABT)
     }
 
-    /// Says that `slots` are for commands of a guest, until the result is dropped. They are indices,
-    /// which may be beyond the end of the ring by one round.
+    /// Says that `slots` are for commands of a guest, until the result is dropped. They are
+    /// indices, which may be beyond the end of the ring by one round.
     ///
     /// To be called before the slots are published, and to be dropped before they are given up.
     /// Interrupts must be disabled all the time.
