@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export DISCARD VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
+.PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,7 @@ help: ## this list
 # SMP : for boot: number of CPUs
 # QEMU_ARGS : for boot: more arguments for QEMU
 # TIMEOUT : for boot: seconds after which the guest is ended
-# ONLY : which groups (test), checks (lint), rows (run, faults), suites or tests (kunit), programs, fixtures or tests (kselftest), phases (vmm), parts (bench, verify) or patches (series-check-full); list, for test: what there is
+# ONLY : which groups (test), checks (lint), rows (run, faults), suites or tests (kunit), programs, fixtures or tests (kselftest), phases (vmm), parts (bench, coverage, verify) or patches (series-check-full); list, for test: what there is
 # PATCH : for patch-refresh: which patch
 # DISCARD : for tree: 1 to drop what was edited in build/linux
 # LONG : for verify: 1 for the long tier, which takes an hour
@@ -98,6 +98,9 @@ bench-check: tree ## counts instructions of a few cases; fails if there are more
 
 verify: ## checks parts of the driver exhaustively or by proof; ends with a table
 	@scripts/enter scripts/verify.sh $(ONLY)
+
+coverage: ## a table of the lines of the driver and of tools/vsmmu that tests in user space reach
+	@scripts/enter scripts/coverage.sh $(ONLY)
 
 fuzz: ## has libFuzzer play guests to the relay, RUNS of them
 	@scripts/enter scripts/fuzz.sh $(RUNS)
