@@ -362,13 +362,14 @@ impl Hw for Smmu {
 
     fn acknowledge(&self) {
         let gerror = self.gerror.load(Acquire);
+        self.gerrorn.store(gerror, Release);
+        // Only this CPU goes on, as others may not see yet what it has written.
+        let prod = self.prod.fetch_add(0, Acquire);
         let stopped = {
             let mut core = self.core();
             std::mem::replace(&mut core.is_stopped, false)
         };
         assert!(stopped, "there is nothing to acknowledge");
-        self.gerrorn.store(gerror, Release);
-        let prod = self.prod.fetch_add(0, Acquire);
         self.run(prod);
     }
 
@@ -526,8 +527,8 @@ fn put(queue: &Queue, cmds: &[Cmd], hold: bool) {
     if hold {
         let consumed = loop {
             match ring.look_at_cons(hw, slots.end) {
-                Some(consumed) => break consumed,
-                None => thread::yield_now(),
+                Ok(consumed) => break consumed,
+                Err(_) => thread::yield_now(),
             }
         };
         for (cmd, position) in cmds.iter().zip(slots.start..) {
