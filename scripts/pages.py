@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """pages.py [--update]: checks that the tables in the pages are those of what they are made
 of: the ioctl's outcomes of docs/contract.toml, the figures of scripts/bench.expected.json,
-and what loom has run. Checks that the tests exist which docs/contract.toml names, and those
-that pages name in the same way, and that the files which the pages name are there.
+what loom has run, and what finds the mutations of the queue. Checks that the tests exist
+which docs/contract.toml names, and those that pages name in the same way, and that the files
+which the pages name are there.
 With --update, it writes the tables first.
 """
 
@@ -82,6 +83,21 @@ def figures(rows):
     return "\n".join(lines)
 
 
+def mutations():
+    """The table of mistakes in the queue, and of what finds them."""
+    listed = tomllib.loads((QUEUE / "mutations.toml").read_text())["mutation"]
+    lines = (line.split("\t") for line in (QUEUE / "found.tsv").read_text().splitlines() if not line.startswith("#"))
+    found = dict(lines)
+    table = ["| Mutation | In | Found by |", "| --- | --- | --- |"]
+    for row in listed:
+        by = found.pop(row["what"], "**nothing**")
+        control = " (control)" if row.get("control") else ""
+        table.append(f"| {row['what']}{control} | `{row['file']}` | {by} |")
+    if found:
+        sys.exit(f"error: found.tsv has what mutations.toml has not: {', '.join(found)}")
+    return "\n".join(table)
+
+
 def plans():
     """The table of what loom was run on: of what `queue-loom` printed in the quick tier, and in the long one."""
     runs = {}
@@ -151,7 +167,8 @@ def main():
                         markdown(short, "short"), "README.md"),
         GUIDE: between(GUIDE.read_text(), ".. contract begin", ".. contract end", rst(rows), GUIDE.name),
         PAGE: page(rows),
-        PROOFS: between(PROOFS.read_text(), "<!-- loom begin -->", "<!-- loom end -->", plans(), PROOFS.name),
+        PROOFS: between(between(PROOFS.read_text(), "<!-- loom begin -->", "<!-- loom end -->", plans(), PROOFS.name),
+                        "<!-- mutations begin -->", "<!-- mutations end -->", mutations(), PROOFS.name),
         FIGURES: between(FIGURES.read_text(), "<!-- figures begin -->", "<!-- figures end -->",
                          figures(json.loads((REPO / "scripts/bench.expected.json").read_text())), FIGURES.name),
     }

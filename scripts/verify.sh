@@ -95,6 +95,16 @@ part_loom() {
 	}
 }
 
+# Mistakes in the command queue, which the parts about it have to find.
+part_mutations() {
+	local log=$LOGS/verify-mutations.found
+	python3 "$verify/queue/mutations_test.py" >"$log" 2>&1 &&
+		python3 "$verify/queue/mutations.py" "$tier" 2>"$log" || {
+		tail -n 20 "$log" >&2
+		return 1
+	}
+}
+
 # libFuzzer, with the instrumentation that cargo-fuzz asks for, of which the compiler that builds
 # the kernel has all but the sanitizers.
 part_fuzz() {
@@ -149,11 +159,11 @@ part_litmus() {
 	litmus "the memory model of arm64" "$verify/litmus"
 }
 
-all=(litmus sanitiser proof faults queue schedules loom)
+all=(litmus sanitiser proof faults queue schedules loom mutations)
 [[ $tier != long ]] || all+=(fuzz)
 (($#)) || set -- "${all[@]}"
 for part in "$@"; do
-	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults queue schedules loom fuzz"
+	declare -F "part_$part" >/dev/null || die "there is no part $part; use: litmus sanitiser proof faults queue schedules loom mutations fuzz"
 done
 
 KERNEL_SOURCE=$("$REPO/scripts/source.sh")

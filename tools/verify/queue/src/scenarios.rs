@@ -298,6 +298,7 @@ const NONE: Kind = Kind {
     prefetches: false,
     tick: FAST,
     irqs_off: false,
+    bad_sync: 0,
 };
 
 /// Small ones, each on all kinds of SMMUs.
@@ -359,6 +360,14 @@ pub fn small() -> Vec<Scenario> {
             ],
         ),
         (
+            "ILL, full to the brim",
+            true,
+            vec![
+                vec![guest(Fine), guest(Fine), HostSync(vec![Fine; 3])],
+                vec![guest(Illegal), guest(Illegal), guest(Illegal)],
+            ],
+        ),
+        (
             "ABT",
             true,
             vec![vec![guest(Abort(2))], vec![Host(vec![Abort(2)])]],
@@ -387,14 +396,47 @@ pub fn small() -> Vec<Scenario> {
             ],
         ),
     ];
+    let slow_plans = [
+        (
+            "given up",
+            true,
+            vec![vec![guest(Fine); 3], vec![guest(Fine); 3]],
+        ),
+        (
+            "ATC, given up",
+            true,
+            vec![vec![guest(Unanswered); 2], vec![guest(Fine); 2]],
+        ),
+    ];
+    let bad_plans = [
+        (
+            "bad CMD_SYNC",
+            true,
+            vec![vec![guest(Fine); 2], vec![guest(Illegal); 2]],
+        ),
+        (
+            "bad CMD_SYNC behind ATC",
+            false,
+            vec![vec![guest(AnsweredAgain)], vec![HostSync(vec![Fine])]],
+        ),
+    ];
     let msis = [Msi::None, Msi::Before, Msi::After, Msi::Late];
+    let slow = Kind { tick: SLOW, ..NONE };
+    let bad = Kind {
+        bad_sync: 2,
+        ..NONE
+    };
+    let plans = plans.iter().map(|plan| (plan, NONE));
+    let slow_plans = slow_plans.iter().map(|plan| (plan, slow));
+    let bad_plans = bad_plans.iter().map(|plan| (plan, bad));
 
     plans
-        .iter()
-        .flat_map(|(name, has_interrupt, producers)| {
+        .chain(slow_plans)
+        .chain(bad_plans)
+        .flat_map(|((name, has_interrupt, producers), kind)| {
             msis.iter().map(move |msi| Scenario {
                 name: format!("{name}, {msi:?}"),
-                kind: Kind { msi: *msi, ..NONE },
+                kind: Kind { msi: *msi, ..kind },
                 producers: producers.clone(),
                 has_interrupt: *has_interrupt,
             })
@@ -424,6 +466,7 @@ pub fn random(seed: u64) -> Scenario {
         prefetches: random.below(2) == 0,
         tick: [FAST, SLOW][random.below(2) as usize],
         irqs_off: random.below(4) == 0,
+        bad_sync: if seed.is_multiple_of(3) { 2 } else { 0 },
     };
     let faulty = random.below(3);
     let producers = 2 + random.below(2);

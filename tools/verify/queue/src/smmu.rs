@@ -47,6 +47,8 @@ pub struct Kind {
     pub tick: Delta,
     /// Those who use the queue have interrupts disabled, so that they must not take long.
     pub irqs_off: bool,
+    /// Of so many `CMD_SYNC`s that ask for an MSI, one is illegal to it. None is if this is 0.
+    pub bad_sync: u32,
 }
 
 /// A look that takes so long that a few of them are too many.
@@ -130,6 +132,8 @@ struct Core {
     aborts: u32,
     unanswered: bool,
     gerror: u32,
+    /// How many `CMD_SYNC`s have asked for an MSI.
+    syncs: u32,
 }
 
 impl Smmu {
@@ -246,10 +250,11 @@ impl Smmu {
         let [word0, word1] = cmd.words();
 
         if word0 & 0xff == CMD_SYNC {
-            if !std::mem::replace(&mut core.reached, true) {
+            let is_first = !std::mem::replace(&mut core.reached, true);
+            if is_first {
                 self.facts.reach(None);
             }
-            return self.execute_sync(core, word0, word1);
+            return self.execute_sync(core, is_first, word0, word1);
         }
         let (tag, fate) = Tag::of(cmd).unwrap_or_else(|| {
             panic!("an entry was fetched that is not whole: {word0:#x} {word1:#x}")
@@ -275,16 +280,22 @@ impl Smmu {
         true
     }
 
-    fn execute_sync(&self, core: &mut Core, word0: u64, word1: u64) -> bool {
+    fn execute_sync(&self, core: &mut Core, is_first: bool, word0: u64, word1: u64) -> bool {
         if core.aborts > 0 {
             // What was aborted here before was replaced by this.
             core.aborts = 0;
         }
+        let index = core.position as usize % self.kind.len;
+        let has_msi = (word0 >> 12) & 3 == 1;
+        if is_first && has_msi && self.kind.bad_sync != 0 {
+            core.syncs += 1;
+            if core.syncs.is_multiple_of(self.kind.bad_sync) {
+                return self.stop(core, Cerror::Ill);
+            }
+        }
         if std::mem::take(&mut core.unanswered) {
             return self.stop(core, Cerror::AtcInvSync);
         }
-        let index = core.position as usize % self.kind.len;
-        let has_msi = (word0 >> 12) & 3 == 1;
         assert!(
             !has_msi || word1 == address(index),
             "the MSI is for another slot"

@@ -4,8 +4,9 @@
 //! that change a few times. Prints a line for each of these: `what TAB bound TAB inputs TAB seconds
 //! TAB result`.
 //!
-//! Usage: `queue-shuttle random|pct SCHEDULES [SEED]`. A schedule that shows a mistake is printed, and
-//! the same arguments find it again.
+//! Usage: `queue-shuttle random|pct SCHEDULES [SEED [TEXT]]`, those of the scenarios that have the text
+//! in their description. A schedule that shows a mistake is printed, and the same arguments find it
+//! again.
 
 use std::{env, process::ExitCode, sync::Arc, time::Instant};
 
@@ -22,14 +23,16 @@ const EACH: usize = 50;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
-    let (is_pct, count, seed) = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [kind @ ("random" | "pct"), count] => (kind == "pct", count.parse(), Ok(1)),
-        [kind @ ("random" | "pct"), count, seed] => (kind == "pct", count.parse(), seed.parse()),
-        _ => {
-            eprintln!("usage: queue-shuttle random|pct SCHEDULES [SEED]");
-            return ExitCode::from(2);
-        }
+    let mut args = args.iter().map(String::as_str);
+    let kind = args.next().filter(|kind| ["random", "pct"].contains(kind));
+    let (Some(kind), Some(count)) = (kind, args.next()) else {
+        eprintln!("usage: queue-shuttle random|pct SCHEDULES [SEED [TEXT]]");
+        return ExitCode::from(2);
     };
+    let (is_pct, count) = (kind == "pct", count.parse());
+    let seed = args.next().unwrap_or("1").parse();
+    let text = args.next().unwrap_or_default();
+    let is_meant = |scenario: &Scenario| format!("{scenario:?}").contains(text);
     let (Ok(count), Ok(seed)) = (count, seed) else {
         eprintln!("error: not a number");
         return ExitCode::from(2);
@@ -39,19 +42,16 @@ fn main() -> ExitCode {
     let what = if is_pct { "PCT" } else { "random schedules" };
 
     // Half of the schedules for each kind of scenario.
-    let small = scenarios::small();
-    let each = (count / 2).div_ceil(small.len());
+    let mut small = scenarios::small();
+    small.retain(is_meant);
+    let each = (count / 2).div_ceil(small.len().max(1));
     for (number, scenario) in small.iter().enumerate() {
         check(scenario, is_pct, each, seed + number as u64);
     }
     let many = (count / 2).div_ceil(EACH);
-    for number in 0..many as u64 {
-        check(
-            &scenarios::random(seed + number),
-            is_pct,
-            EACH,
-            seed + number,
-        );
+    let others = (seed..).map(|seed| (seed, scenarios::random(seed)));
+    for (seed, scenario) in others.filter(|(_, scenario)| is_meant(scenario)).take(many) {
+        check(&scenario, is_pct, EACH, seed);
     }
 
     println!(
