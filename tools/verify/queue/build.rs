@@ -7,7 +7,8 @@ use std::{env, fmt::Write, fs, path::Path};
 const FILES: [&str; 6] = ["cmd", "cmdq", "error_log", "hw", "ring", "streams"];
 
 /// Its KUnit tests, and what they need.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 8] = [
+    "soft_random",
     "soft_smmu",
     "tests_cmdq",
     "tests_cmdq_concurrent",

@@ -45,6 +45,8 @@ mod streams;
 mod vsmmu;
 
 #[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
+mod soft_random;
+#[cfg(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST)]
 mod soft_smmu;
 #[cfg(all(CONFIG_ARM_SMMU_V3_RUST_KUNIT_TEST, CONFIG_ARM_SMMU_V3_RUST_IOMMUFD))]
 mod tests;

@@ -265,35 +265,26 @@ impl<H: Hw> Cmdq<H> {
     ///
     /// Fails with [`Failure`] for the first command that is not complete. `CMD_ATC_INV`s for a
     /// device that did not answer before may fail without being issued; see [`super::streams`].
-    /// `is_cancelled` is asked before each command that has to be replayed; if it returns true,
-    /// this fails with [`Failure::Interrupted`].
+    /// Fails with [`Failure::Interrupted`] if the caller is being killed and would have to wait for
+    /// room, for the outcome of an earlier `CMD_ATC_INV` or for one that has to be replayed.
     ///
     /// Must be called with interrupts enabled. Disables them for little more than one second at
     /// a time.
     #[inline]
-    pub(crate) fn issue_guest(
-        &self,
-        cmds: &[Cmd],
-        has_atc_inv: bool,
-        is_cancelled: impl Fn() -> bool,
-    ) -> Result<(), Failure> {
+    pub(crate) fn issue_guest(&self, cmds: &[Cmd], has_atc_inv: bool) -> Result<(), Failure> {
         if has_atc_inv && self.streams.any() {
-            return self.issue_known_streams(cmds, &is_cancelled);
+            return self.issue_known_streams(cmds);
         }
         match self.submit(cmds, true, Sender::Guest)? {
             None => Ok(()),
-            Some(errors) => self.resolve_guest(cmds, errors, &is_cancelled),
+            Some(errors) => self.resolve_guest(cmds, errors),
         }
     }
 
     /// Issues a guest's commands among which there may be `CMD_ATC_INV`s for devices that did not
     /// answer before, up to the first such command.
     #[cold]
-    fn issue_known_streams(
-        &self,
-        cmds: &[Cmd],
-        is_cancelled: &impl Fn() -> bool,
-    ) -> Result<(), Failure> {
+    fn issue_known_streams(&self, cmds: &[Cmd]) -> Result<(), Failure> {
         let verdict = cmds.iter().enumerate().find_map(|(index, cmd)| {
             let sid = cmd.atc_inv_sid()?;
             match self.judge(sid) {
@@ -301,12 +292,15 @@ impl<H: Hw> Cmdq<H> {
                 verdict => Some((index, sid, verdict)),
             }
         });
+        if matches!(verdict, Some((_, _, Verdict::Pending(_)))) && self.hw.caller_is_killed() {
+            return Err(Failure::Interrupted { complete: 0 });
+        }
         let issued = &cmds[..verdict.map_or(cmds.len(), |(index, _, _)| index)];
 
         // What is before it takes effect first.
         if !issued.is_empty() {
             if let Some(errors) = self.submit_cold(issued, true, Sender::Guest)? {
-                self.resolve_guest(issued, errors, is_cancelled)?;
+                self.resolve_guest(issued, errors)?;
             } else {
                 for sid in issued.iter().filter_map(Cmd::atc_inv_sid) {
                     self.streams.answered(sid, self.hw.now());
@@ -342,9 +336,12 @@ impl<H: Hw> Cmdq<H> {
 
         match judge() {
             Verdict::Pending(position) => {
-                let look = || match self.ring.is_consumed(&self.hw, position) {
-                    true => Ok(()),
-                    false => Err(None),
+                let look = || {
+                    let is_over = self.ring.is_consumed(&self.hw, position);
+                    match is_over || self.hw.caller_is_killed() {
+                        true => Ok(()),
+                        false => Err(None),
+                    }
                 };
                 // A failure of this shows in the second verdict.
                 let _ = self.wait_on(false, TIME_LIMIT, look);
@@ -357,12 +354,7 @@ impl<H: Hw> Cmdq<H> {
     /// Finds out which of a guest's commands failed. There is an error in the batch, and the SMMU
     /// has got past it.
     #[cold]
-    fn resolve_guest(
-        &self,
-        cmds: &[Cmd],
-        errors: Errors,
-        is_cancelled: &impl Fn() -> bool,
-    ) -> Result<(), Failure> {
+    fn resolve_guest(&self, cmds: &[Cmd], errors: Errors) -> Result<(), Failure> {
         let before = errors.first.map_or(cmds.len(), |(index, _)| index);
 
         // Any of the CMD_ATC_INVs may have timed out, or none if somebody else's was still under
@@ -374,7 +366,7 @@ impl<H: Hw> Cmdq<H> {
                 let Some(sid) = cmd.atc_inv_sid() else {
                     continue;
                 };
-                if is_cancelled() {
+                if self.hw.caller_is_killed() {
                     return Err(Failure::Interrupted { complete: index });
                 }
                 let failed = if self.hw.now() - begin > REPLAY_LIMIT {
@@ -868,32 +860,33 @@ impl<H: Hw> Cmdq<H> {
         }
     }
 
-    /// Waits until there seems to be room for `count` slots.
+    /// Waits until there seems to be room for `count` slots. Of a guest, until it is being killed.
     #[cold]
     fn wait_for_room(&self, count: u64, sender: Sender) -> Result<(), Failure> {
         let look = |lost_before| {
             self.ring
                 .try_free(&self.hw, lost_before, |index| self.log.is_replaced(index));
-            self.ring.has_room(count)
+            if self.ring.has_room(count) {
+                return Ok(Ok(()));
+            }
+            if sender == Sender::Guest && self.hw.caller_is_killed() {
+                return Ok(Err(Failure::Interrupted { complete: 0 }));
+            }
+            Err(None)
         };
         let consumed = self.ring.consumed(&self.hw);
 
-        self.wait_on(
-            false,
-            SLOW_LIMIT,
-            || if look(0) { Ok(()) } else { Err(None) },
-        )
-        .or_else(|TimedOut { is_moving }| {
-            // The completion MSI of what was consumed before this wait does not come any more.
-            if look(consumed) {
-                return Ok(());
-            }
-            self.timed_out(self.ring.reserved(), sender);
-            Err(Failure::Timeout {
-                complete: 0,
-                is_moving,
+        self.wait_on(false, SLOW_LIMIT, || look(0))
+            .unwrap_or_else(|TimedOut { is_moving }| {
+                // The completion MSI of what was consumed before this wait does not come any more.
+                look(consumed).unwrap_or_else(|_| {
+                    self.timed_out(self.ring.reserved(), sender);
+                    Err(Failure::Timeout {
+                        complete: 0,
+                        is_moving,
+                    })
+                })
             })
-        })
     }
 
     /// Counts and traces a wait for a position that timed out.

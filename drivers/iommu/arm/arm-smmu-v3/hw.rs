@@ -168,6 +168,12 @@ pub(crate) trait Hw {
         false
     }
 
+    /// Whether the thread that called has a fatal signal, so that nobody cares for what a guest is
+    /// told.
+    fn caller_is_killed(&self) -> bool {
+        false
+    }
+
     /// The current time.
     fn now(&self) -> Instant<Monotonic> {
         Instant::now()

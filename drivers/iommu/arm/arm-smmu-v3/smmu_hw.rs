@@ -304,6 +304,11 @@ impl Hw for SmmuHw {
         kernel::interrupt::are_disabled()
     }
 
+    #[cold]
+    fn caller_is_killed(&self) -> bool {
+        kernel::current!().fatal_signal_pending()
+    }
+
     #[inline]
     fn trace_batch(&self, start: u64, cmds: usize, sync: bool) {
         // CAST: The index of a slot, and at most as many commands as there are slots.

@@ -54,31 +54,7 @@ use super::{
     }, //
 };
 
-/// Random numbers that depend on nothing but a seed: xorshift64*.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// Starts a sequence of its own for each seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        // The state must not be zero, and seeds that are small would begin alike.
-        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// A number from 0 up to but not including `end`, which must not be 0.
-    pub(crate) fn below(&mut self, end: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        // CAST: Less than `end`.
-        ((bits * u64::from(end)) >> 32) as u32
-    }
-
-    /// True once in `n` times, or never if `n` is 0.
-    pub(crate) fn one_in(&mut self, n: u32) -> bool {
-        n != 0 && self.below(n) == 0
-    }
-}
+pub(crate) use super::soft_random::Random;
 
 /// What becomes of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -363,6 +339,8 @@ pub(crate) struct SoftSmmu {
     replays: Atomic<u64>,
     timeouts: Atomic<u64>,
     no_interrupts: Atomic<bool>,
+    kill_at: Atomic<i64>,
+    ask_ms: Atomic<i64>,
 }
 
 /// In a word of the ledger: the command is a `CMD_ATC_INV` that was not answered.
@@ -430,6 +408,8 @@ impl SoftSmmu {
             replays: Atomic::new(0),
             timeouts: Atomic::new(0),
             no_interrupts: Atomic::new(false),
+            kill_at: Atomic::new(i64::MAX),
+            ask_ms: Atomic::new(0),
         }? Error)
     }
 
@@ -603,6 +583,16 @@ impl SoftSmmu {
     /// Says that interrupts are disabled.
     pub(crate) fn disable_interrupts(&self, disable: bool) {
         self.no_interrupts.store(disable, Relaxed);
+    }
+
+    /// Lets so many milliseconds pass whenever the queue asks whether the caller is being killed.
+    pub(crate) fn slow_asks(&self, ms: i64) {
+        self.ask_ms.store(ms, Relaxed);
+    }
+
+    /// Has the caller killed when the queue asks for that for the n-th time.
+    pub(crate) fn kill_caller(&self, n: i64) {
+        self.kill_at.store(n, Relaxed);
     }
 
     /// How many waits were given up.
@@ -961,6 +951,11 @@ impl Hw for SoftSmmu {
 
     fn interrupts_are_disabled(&self) -> bool {
         self.no_interrupts.load(Relaxed)
+    }
+
+    fn caller_is_killed(&self) -> bool {
+        self.pass(Delta::from_millis(self.ask_ms.load(Relaxed)));
+        self.kill_at.fetch_sub(1, Relaxed) <= 1
     }
 
     fn now(&self) -> Instant<Monotonic> {

@@ -488,15 +488,11 @@ mod errors {
     #[test]
     fn no_time_to_replay() -> Result {
         assert!(each(|bench| {
-            let queue = bench.0.queue.clone();
-            let calls = core::cell::Cell::new(0);
-            let outcome = bench.0.issue_guest(&[AnsweredAgain, AnsweredAgain], || {
-                calls.set(calls.get() + 1);
-                if calls.get() == 2 {
-                    queue.hw.pass(Delta::from_millis(60_000));
-                }
-                false
-            });
+            bench.smmu().slow_asks(600);
+            let outcome = bench
+                .0
+                .issue(&[AnsweredAgain, AnsweredAgain], Wait::Complete);
+            bench.smmu().slow_asks(0);
             ensure!(outcome == fails(1, ATC));
             ensure!(bench.0.is_true(1, Ok(())));
             ensure!(bench.smmu().replays() == 1);
@@ -511,16 +507,39 @@ mod errors {
     fn cancelled() -> Result {
         assert!(each(|bench| {
             let fates = [Answered, Fine, AnsweredAgain, Unanswered];
-            let calls = core::cell::Cell::new(0);
-            let outcome = bench.0.issue_guest(&fates, || {
-                calls.set(calls.get() + 1);
-                calls.get() == 2
-            });
+            bench.smmu().kill_caller(2);
+            let outcome = bench.0.issue(&fates, Wait::Complete);
             ensure!(outcome == Err(Failure::Interrupted { complete: 2 }));
+            bench.smmu().kill_caller(i64::MAX);
             ensure!(bench.0.is_true(2, Ok(())));
             ensure!(bench.smmu().replays() == 1);
             let _ = bench.smmu().take_log();
             bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
+    /// It ends a guest's wait for room at once.
+    #[test]
+    fn killed_without_room() -> Result {
+        assert!(each(|bench| {
+            ensure!(bench.sync(&[], Ok(()), &[]));
+            bench.smmu().stall(FOR_EVER);
+            for _ in 0..2 {
+                ensure!(bench.issue(&[Fine; LEN / 2], Wait::No, Ok(()), &[]));
+            }
+            // Well before the time limit.
+            bench.smmu().kill_caller(10);
+            let outcome = bench.0.issue(&[Fine], Wait::Complete);
+            ensure!(outcome == Err(Failure::Interrupted { complete: 0 }));
+            ensure!(bench.smmu().timeouts() == 0);
+
+            // The host goes on to wait, and those behind it are not affected.
+            bench.smmu().stall(300);
+            ensure!(bench.0.issue_host(&[Fine], true).is_ok());
+            ensure!(bench.smmu().timeouts() == 1);
+            bench.smmu().kill_caller(i64::MAX);
+            bench.is_clean()
         })?);
         Ok(())
     }

@@ -174,20 +174,16 @@ impl Producer {
     pub(super) fn issue(&mut self, fates: &[Fate], wait: Wait) -> Outcome {
         match wait {
             Wait::No => self.issue_host(fates, false),
-            Wait::Complete => self.issue_guest(fates, || false),
+            Wait::Complete => self.issue_guest(fates),
         }
     }
 
     /// Issues a batch of a guest.
-    pub(super) fn issue_guest(
-        &mut self,
-        fates: &[Fate],
-        is_cancelled: impl Fn() -> bool,
-    ) -> Outcome {
+    fn issue_guest(&mut self, fates: &[Fate]) -> Outcome {
         let cmds = &self.commands(fates)[..fates.len()];
         let has_atc_inv = cmds.iter().any(Cmd::is_atc_inv);
 
-        settled(self.queue.issue_guest(cmds, has_atc_inv, is_cancelled))
+        settled(self.queue.issue_guest(cmds, has_atc_inv))
     }
 
     /// Issues a batch of the host.

@@ -181,6 +181,26 @@ mod streams {
         Ok(())
     }
 
+    /// A fatal signal ends the wait for the outcome of an earlier command.
+    #[test]
+    fn killed() -> Result {
+        assert!(each(|bench| {
+            bench.smmu().delay_atc_inv_sync(0, 260);
+            ensure!(issue(bench, &[Unanswered]) == (TIMEOUT, 0));
+            let slots = bench.slots();
+            // Well before the time limit.
+            bench.smmu().kill_caller(10);
+            let interrupted = Err(Failure::Interrupted { complete: 0 });
+            ensure!(issue(bench, &[Fine, Unanswered]) == (interrupted, 0));
+            ensure!(bench.slots() == slots);
+
+            bench.smmu().kill_caller(i64::MAX);
+            ensure!(issue(bench, &[Unanswered]) == (fails(0, ATC), 1));
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
     /// The device answers too late for the submitter, but in time for the SMMU: that is no error.
     #[test]
     fn late_answer() -> Result {

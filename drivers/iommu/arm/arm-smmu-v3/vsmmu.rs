@@ -81,10 +81,8 @@ impl CacheInvalidate for Vsmmu {
 
         // The commands before an illegal one take effect first, as they do on a real SMMU.
         if !batch.cmds().is_empty() {
-            cmdq.issue_guest(batch.cmds(), batch.has_atc_inv(), || {
-                kernel::current!().fatal_signal_pending()
-            })
-            .map_err(|failure| fail(array, &batch, failure))?;
+            cmdq.issue_guest(batch.cmds(), batch.has_atc_inv())
+                .map_err(|failure| fail(array, &batch, failure))?;
         }
         array.complete(batch.requests(batch.cmds().len()))?;
 

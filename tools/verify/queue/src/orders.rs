@@ -486,7 +486,7 @@ fn produce(queue: &Queue, producer: usize, batches: &[Batch]) {
                 Ok(())
             }
             Host | HostIllegal => queue.issue_host(&cmds, false),
-            Guest | Illegal => queue.issue_guest(&cmds, false, || false),
+            Guest | Illegal => queue.issue_guest(&cmds, false),
         };
         let expected = match batch {
             Illegal => Err(Failure::Cmd {

@@ -239,7 +239,7 @@ fn produce(queue: &Queue, producer: usize, batches: &[Batch], may_time_out: bool
         let outcome = match batch {
             Host(_) => queue.issue_host(&cmds, false),
             HostSync(_) => queue.issue_host(&cmds, true),
-            Guest(_) => queue.issue_guest(&cmds, fates.iter().any(is_atc_inv), || false),
+            Guest(_) => queue.issue_guest(&cmds, fates.iter().any(is_atc_inv)),
         };
 
         // If it takes too long to tell them apart, the first one that is in doubt is told. What came
