@@ -322,7 +322,11 @@ fn kill(lab: &mut Lab) -> Result<(), Error> {
 }
 
 /// How long it takes from SIGKILL to the end of a process that makes a call, killed after `wait`.
-fn time_to_kill(caller: &Caller, commands: &[Command], wait: Duration) -> Result<Duration, Error> {
+pub fn time_to_kill(
+    caller: &Caller,
+    commands: &[Command],
+    wait: Duration,
+) -> Result<Duration, Error> {
     let failed = |what: &str| Error::System(what.into(), io::Error::last_os_error());
     // SAFETY: there is no other thread now that could hold a lock; the child makes one system call.
     let child = unsafe { libc::fork() };

@@ -2,6 +2,8 @@
 
 //! A queue that stands still, and one that is full.
 
+use crate::worst::time_to_kill;
+
 use super::*;
 
 pub fn rows(cases: &mut Vec<Case>) {
@@ -107,6 +109,37 @@ pub fn full(cases: &mut Vec<Case>) {
             "6 calls of 100 fill the queue while nothing is consumed for 400 ms",
             lab::wanted(&done),
             move |lab| volley(lab, 400, &[done], LIMIT),
+        )
+        .when(applies)
+        .may_hang(),
+    );
+    cases.push(
+        Case::new(
+            "full-killed",
+            "two calls fill the queue, nothing is consumed, SIGKILL of one that waits for room",
+            "at once",
+            |lab| {
+                // With their CMD_SYNCs.
+                let n = (1 << lab.cmdqs) / 2 - 1;
+                let caller = lab.caller(On::Edu)?;
+                lab.control.set(&[Rule::new(Kind::Stall(0))])?;
+                let mut finding = Finding::default();
+                for _ in 0..2 {
+                    let (got, _) = caller.call(&array(n, tlbi));
+                    if got.errno != libc::ETIMEDOUT {
+                        let fault = format!("a call that fills it: {}", lab::show(&got));
+                        finding.faults.push(fault);
+                    }
+                }
+                let wait = Duration::from_millis(50);
+                finding.time = time_to_kill(&caller, &array(1, tlbi), wait)?;
+                if finding.time > QUICK {
+                    let fault = format!("it has ended after {:?}", finding.time);
+                    finding.faults.push(fault);
+                }
+                lab.recover(On::Edu, &mut finding)?;
+                Ok(finding)
+            },
         )
         .when(applies)
         .may_hang(),
