@@ -16,7 +16,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 PATCHES = REPO / "patches"
 OVERLAY = ["rust", "drivers", "include", "Documentation", "tools/testing/selftests"]
-IGNORED = re.compile(r"(~|\.orig|\.rej|\.sw[a-z]|\.o|\.cmd)$|^\.#|^#|^__pycache__$|^target$")
+IGNORED = re.compile(r"(~|\.orig|\.rej|\.sw[a-z]|\.o|\.cmd)$|^\.#|^#|^__pycache__$|^target$|^\.checkpatch-camelcase\.")
 # In the kernel, the file of that name is another one.
 KCONFIG = "drivers/iommu/Kconfig.rust"
 

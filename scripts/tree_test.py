@@ -82,6 +82,10 @@ class Edits(unittest.TestCase):
         (self.tree / "kernel.orig").write_text("edited\n")
         self.assertEqual(self.bring_back(), [])
 
+    def test_what_checkpatch_leaves_behind(self):
+        (self.tree / ".checkpatch-camelcase.date.202611250000").write_text("names\n")
+        self.assertEqual(self.bring_back(), [])
+
 
 class PristineFiles(unittest.TestCase):
     def test_of_a_tree_that_is_not_git(self):
