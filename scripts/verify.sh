@@ -98,11 +98,11 @@ part_loom() {
 # Mistakes in the command queue, which the parts about it have to find.
 part_mutations() {
 	local log=$LOGS/verify-mutations.found
-	python3 "$verify/queue/mutations_test.py" >"$log" 2>&1 &&
-		python3 "$verify/queue/mutations.py" "$tier" 2>"$log" || {
+	if ! python3 "$verify/queue/mutations_test.py" >"$log" 2>&1 ||
+		! python3 "$verify/queue/mutations.py" "$tier" 2>"$log"; then
 		tail -n 20 "$log" >&2
 		return 1
-	}
+	fi
 }
 
 # libFuzzer, with the instrumentation that cargo-fuzz asks for, of which the compiler that builds

@@ -829,8 +829,8 @@ impl<H: Hw> Cmdq<H> {
             // that has to be acknowledged is more urgent.
             let waited = now - since;
             let cons = seen.unwrap_or_else(|| self.hw.read_cons());
-            // The SMMU sets the code before the error becomes active (IHI 0070, 4.1.2), so without a
-            // code there is none. With one, which may be that of an earlier error, SMMU_GERROR
+            // The SMMU sets the code before the error becomes active (IHI 0070, 4.1.2), so without
+            // a code there is none. With one, which may be that of an earlier error, SMMU_GERROR
             // tells.
             let handled = if Cerror::from_cons(cons).is_some() {
                 self.handle_error(true)

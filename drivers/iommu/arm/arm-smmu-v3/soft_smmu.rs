@@ -535,7 +535,8 @@ impl SoftSmmu {
         self.state.lock().answer_from = number;
     }
 
-    /// Lets the queue stand still for so many pauses before the `ATC_INV_SYNC` behind so many others.
+    /// Lets the queue stand still for so many pauses before the `ATC_INV_SYNC` behind so many
+    /// others.
     pub(crate) fn delay_atc_inv_sync(&self, others: u32, pauses: u32) {
         let mut state = self.state.lock();
         state.atc_stall = pauses;
