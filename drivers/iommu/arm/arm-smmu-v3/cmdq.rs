@@ -202,8 +202,8 @@ pub(crate) struct Cmdq<H> {
     /// or [`MAX_GUEST_SLOTS`].
     pub(crate) max_guest_cmds: usize,
     /// A `CMD_SYNC` was not complete when a waiter read `SMMU_CMDQ_CONS` at once. From then on
-    /// waiters read the time first, which they need anyway: a register that is read too early has
-    /// to be read again, and each read takes the SMMU's time.
+    /// waiters read the time first, which they need anyway, as a read of the register that comes
+    /// too early has to be repeated. Not used where completion is by MSI.
     is_slow: Atomic<bool>,
     pub(crate) stats: Stats,
 }

@@ -168,8 +168,8 @@ pub(crate) trait Hw {
         false
     }
 
-    /// Whether the thread that called has a fatal signal, so that nobody cares for what a guest is
-    /// told.
+    /// Whether the calling thread has a fatal signal. Asked in process context, and only for the
+    /// commands of a guest: the host waits in any case.
     fn caller_is_killed(&self) -> bool {
         false
     }

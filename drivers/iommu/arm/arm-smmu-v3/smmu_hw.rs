@@ -79,8 +79,8 @@ declare_trace! {
 /// The first looks at the queue have no delay between them: `ARM_SMMU_POLL_SPIN_COUNT`.
 const LOOKS: u32 = bindings::ARM_SMMU_POLL_SPIN_COUNT;
 
-/// How often to call `cpu_relax()` before the first look at a register. That takes less time than a
-/// read of the register, which would be too early.
+/// How often to call `cpu_relax()` before the first look at a register. A read that comes too early
+/// has to be repeated, and takes longer than this.
 const FIRST_PAUSE: u32 = 16;
 
 /// A wait is a long one from here on.
