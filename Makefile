@@ -35,106 +35,106 @@ help: ## this list
 # BIND : more host directories to be seen in the build root
 
 run: tree ## builds everything and shows the demo's table on an emulated machine
-	@scripts/enter scripts/run.sh $(ONLY)
+	@scripts/enter scripts/host/run.sh $(ONLY)
 
 trees: tree
-	@scripts/tree.sh pristine none
-	@scripts/tree.sh am none
-	@scripts/tree.sh at-prepare smmuv3-prepare-cmdq.patch
-	@scripts/tree.sh at-cmdq smmuv3-cmdq.patch
+	@scripts/host/tree.sh pristine none
+	@scripts/host/tree.sh am none
+	@scripts/host/tree.sh at-prepare smmuv3-prepare-cmdq.patch
+	@scripts/host/tree.sh at-cmdq smmuv3-cmdq.patch
 
 ifeq ($(ONLY),list)
 test:
-	@scripts/test.sh list
+	@scripts/test/test.sh list
 else
 test: trees ## all tests; ends with "N passed, N failed"
-	@scripts/enter scripts/test.sh $(ONLY)
+	@scripts/enter scripts/test/test.sh $(ONLY)
 endif
 
 image: tree ## builds the kernel: build/VARIANT/Image
-	@scripts/enter scripts/image.sh $(VARIANT)
+	@scripts/enter scripts/host/image.sh $(VARIANT)
 
 boot: image ## boots the kernel, with a shell on its console
-	@scripts/enter scripts/initrd.sh
-	@scripts/enter scripts/boot.sh
+	@scripts/enter scripts/host/initrd.sh
+	@scripts/enter scripts/host/boot.sh
 
 tree: ## makes the kernel tree build/linux: pristine kernel, patches, new files
-	@scripts/tree.sh
+	@scripts/host/tree.sh
 
 patch-refresh: ## takes what was edited in build/linux into PATCH, a file of patches/
-	@scripts/enter sh -c 'scripts/patch_refresh.py "$$(basename "$(PATCH)")" "$$(cat build/linux.base)" build/linux'
-	@scripts/tree.sh
+	@scripts/enter sh -c 'scripts/host/patch_refresh.py "$$(basename "$(PATCH)")" "$$(cat build/linux.base)" build/linux'
+	@scripts/host/tree.sh
 
 rust-analyzer: tree ## makes rust-project.json, for editors with rust-analyzer
-	@scripts/enter scripts/rust-analyzer.sh
+	@scripts/enter scripts/host/rust-analyzer.sh
 
 shell: ## runs CMD in the build root, where this directory has the same path
 	@if [ -n "$$CMD" ]; then scripts/enter bash -c "$$CMD"; else scripts/enter bash; fi
 
 kunit: tree ## the unit tests, in the booted kernel
-	@SUITE='$(ONLY)' scripts/enter scripts/test.sh kunit
+	@SUITE='$(ONLY)' scripts/enter scripts/test/test.sh kunit
 
 kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
-	@scripts/enter scripts/initrd.sh
-	@scripts/enter scripts/kselftest.sh $(ONLY)
+	@scripts/enter scripts/host/initrd.sh
+	@scripts/enter scripts/test/kselftest.sh $(ONLY)
 
 faults: tree ## tests on an SMMU that fails on demand, VARIANT only; ONLY=worst: worst cases of both kernels
-	@scripts/enter scripts/image.sh $(VARIANT)
-	@scripts/enter scripts/initrd.sh
-	@scripts/enter scripts/faults.sh $(ONLY)
+	@scripts/enter scripts/host/image.sh $(VARIANT)
+	@scripts/enter scripts/host/initrd.sh
+	@scripts/enter scripts/test/faults.sh $(ONLY)
 
 vmm: tree ## runs VMMs on VARIANT: QEMU, with a passed-through NVMe; then a small one (ONLY=same)
-	@scripts/enter scripts/image.sh $(VARIANT)
-	@for variant in rust c; do [ $(VARIANT) = $$variant ] || scripts/enter scripts/image.sh $$variant; done
-	@scripts/enter scripts/initrd.sh
-	@[ "$(ONLY)" = same ] || scripts/enter scripts/vmm.sh $(ONLY)
-	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/vmm-same.sh $(if $(UPDATE),--page) c debian qemu
+	@scripts/enter scripts/host/image.sh $(VARIANT)
+	@for variant in rust c; do [ $(VARIANT) = $$variant ] || scripts/enter scripts/host/image.sh $$variant; done
+	@scripts/enter scripts/host/initrd.sh
+	@[ "$(ONLY)" = same ] || scripts/enter scripts/test/vmm.sh $(ONLY)
+	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/test/vmm-same.sh $(if $(UPDATE),--page) c debian qemu
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
-	@scripts/enter scripts/bench.sh $(if $(REPORT),--report) $(ONLY)
+	@scripts/enter scripts/test/bench.sh $(if $(REPORT),--report) $(ONLY)
 
 bench-check: tree ## counts instructions of a few cases; fails if there are more than expected
-	@scripts/enter scripts/bench.sh --check $(if $(UPDATE),--update)
+	@scripts/enter scripts/test/bench.sh --check $(if $(UPDATE),--update)
 
 verify: ## checks parts of the driver exhaustively or by proof; ends with a table
-	@scripts/enter scripts/verify.sh $(ONLY)
+	@scripts/enter scripts/test/verify.sh $(ONLY)
 
 coverage: ## a table of the lines of the driver and of tools/vsmmu that tests in user space reach
-	@scripts/enter scripts/coverage.sh $(ONLY)
+	@scripts/enter scripts/test/coverage.sh $(ONLY)
 
 fuzz: ## has libFuzzer play guests to the relay, RUNS of them
-	@scripts/enter scripts/fuzz.sh $(RUNS)
+	@scripts/enter scripts/test/fuzz.sh $(RUNS)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
-	@scripts/enter scripts/test.sh modular
+	@scripts/enter scripts/test/test.sh modular
 
 x86_64: tree ## compile test of the ioctl handler on another architecture
-	@scripts/enter scripts/test.sh x86_64
+	@scripts/enter scripts/test/test.sh x86_64
 
 c-objects: trees ## shows that with the options off the objects are those of the pristine kernel
-	@scripts/enter scripts/c-objects.sh
+	@scripts/enter scripts/test/c-objects.sh
 
 series: tree ## writes the series as mails to build/series, in the name of git's user.name
 	@GIT_AUTHOR_NAME="$${GIT_AUTHOR_NAME-$$(git config user.name)}" \
 	GIT_AUTHOR_EMAIL="$${GIT_AUTHOR_EMAIL-$$(git config user.email)}" \
-	scripts/enter sh -c 'scripts/series.py "$$(cat build/linux.base)" build/series'
+	scripts/enter sh -c 'scripts/host/series.py "$$(cat build/linux.base)" build/series'
 
 series-check: trees ## checks the series: applies, gives the same tree, builds at three points, checkpatch
-	@scripts/enter scripts/test.sh series
-	@scripts/enter scripts/lint.sh checkpatch
+	@scripts/enter scripts/test/test.sh series
+	@scripts/enter scripts/test/lint.sh checkpatch
 
 series-check-full: trees ## the same after each patch, with W=1 and clippy; takes hours
-	@scripts/tree.sh at none
-	@scripts/enter scripts/series-check.sh full $(ONLY)
+	@scripts/host/tree.sh at none
+	@scripts/enter scripts/test/series-check.sh full $(ONLY)
 
 lint: tree ## all checks of the sources; ends with "N passed, N failed"
-	@scripts/enter scripts/lint.sh $(ONLY)
+	@scripts/enter scripts/test/lint.sh $(ONLY)
 
 docs: tree ## the new pages of the kernel's documentation, by its Sphinx: build/docs/html
-	@scripts/enter scripts/docs.sh
+	@scripts/enter scripts/host/docs.sh
 
 rustdoc: tree ## the documentation of the Rust code, private items included: build/rustdoc
-	@scripts/enter scripts/rustdoc.sh
+	@scripts/enter scripts/host/rustdoc.sh
 
 clean: ## removes what was built
 	rm -rf build

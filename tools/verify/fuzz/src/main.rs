@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A libFuzzer target: blocks of a guest's commands. `scripts/verify.sh` builds it, without
+//! A libFuzzer target: blocks of a guest's commands. `scripts/test/verify.sh` builds it, without
 //! cargo-fuzz, which needs a nightly compiler.
 
 #![no_main]
