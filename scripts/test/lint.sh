@@ -40,7 +40,7 @@ check_shellcheck() {
 check_python() {
 	cd "$REPO/scripts/test"
 	mypy --strict --cache-dir "$BUILD/mypy" results.py results_test.py coverage.py coverage_test.py &&
-		./results_test.py && ./coverage_test.py && ../host/tree_test.py
+		./results_test.py && ./coverage_test.py && ./pages_test.py && ../host/tree_test.py
 }
 
 check_codespell() {

@@ -3,8 +3,8 @@
 """pages.py [--update]: checks that the tables in the pages are those of what they are made
 of: the ioctl's outcomes of docs/contract.toml, the figures of scripts/test/bench.expected.json,
 what loom has run, and what finds the mutations of the queue. Checks that the tests exist
-which docs/contract.toml names, and those that pages name in the same way, and that the files
-which the pages name are there.
+which docs/contract.toml names, and those that pages name in the same way, that the files
+which the pages name are there, and that the map in README has every directory.
 With --update, it writes the tables first.
 """
 
@@ -156,6 +156,28 @@ class Tests:
         return name in getattr(self, kind)
 
 
+def mapped(readme):
+    """The directories that the map in README names, each with a / at its end. In a row, those
+    behind the first cell are within that one's."""
+    found = set()
+    for line in readme.partition("\n## Where things are\n")[2].partition("\n## ")[0].splitlines():
+        first, *rest = (re.findall(r"`([A-Za-z0-9_./-]+/)`", cell) for cell in line.strip("|").split("|"))
+        found.update(first, *([first[0] + name for name in names] for names in rest if first))
+    return found
+
+
+def off_the_map(files, named):
+    """What is wrong with a map that names these directories: those with files that it does not
+    have, and those that are not there. One of which no part is named stands for all in it; one
+    of which some parts are named does not, but for parts with a dot, which are settings."""
+    there = {name.rpartition("/")[0] + "/" for name in files if "/" in name}
+    whole = {name for name in named if not any(other != name and other.startswith(name) for other in named)}
+    missing = {name for name in there - named if not any(name.startswith(outer) for outer in whole)
+               and not any(name.startswith(f"{outer}.") for outer in named)}
+    gone = {name for name in named if not any(directory.startswith(name) for directory in there)}
+    return [f"{name} is not in the map" for name in sorted(missing)] + [f"there is no {name}" for name in sorted(gone)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true")
@@ -196,6 +218,7 @@ def main():
             glob = re.escape(path).replace(r"\*", "[^/]*")
             if path.split("/")[0] in tops and not any(re.match(f"{glob.rstrip('/')}(/|$)", name) for name in files):
                 wrong.append(f"{where}: there is no {path}")
+    wrong += [f"README.md: {line}" for line in off_the_map(files, mapped(README.read_text()))]
     # The map in README has each file of the driver, and no other.
     driver = str(DRIVER.relative_to(REPO))
     ours = {name.rpartition("/")[2] for name in files if name.rpartition("/")[0] == driver}
