@@ -45,10 +45,10 @@ trees: tree
 
 ifeq ($(ONLY),list)
 test:
-	@scripts/test/test.sh list
+	@scripts/enter scripts/test/groups.py list
 else
 test: trees ## all tests; ends with "N passed, N failed"
-	@scripts/enter scripts/test/test.sh $(ONLY)
+	@scripts/enter scripts/test/groups.py $(ONLY)
 endif
 
 image: tree ## builds the kernel: build/VARIANT/Image
@@ -72,7 +72,7 @@ shell: ## runs CMD in the build root, where this directory has the same path
 	@if [ -n "$$CMD" ]; then scripts/enter bash -c "$$CMD"; else scripts/enter bash; fi
 
 kunit: tree ## the unit tests, in the booted kernel
-	@SUITE='$(ONLY)' scripts/enter scripts/test/test.sh kunit
+	@SUITE='$(ONLY)' scripts/enter scripts/test/groups.py kunit
 
 kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
 	@scripts/enter scripts/host/initrd.sh
@@ -106,10 +106,10 @@ fuzz: ## has libFuzzer play guests to the relay, RUNS of them
 	@scripts/enter scripts/test/fuzz.sh $(RUNS)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
-	@scripts/enter scripts/test/test.sh modular
+	@scripts/enter scripts/test/groups.py modular
 
 x86_64: tree ## compile test of the ioctl handler on another architecture
-	@scripts/enter scripts/test/test.sh x86_64
+	@scripts/enter scripts/test/groups.py x86_64
 
 c-objects: trees ## shows that with the options off the objects are those of the pristine kernel
 	@scripts/enter scripts/test/c-objects.sh
@@ -120,7 +120,7 @@ series: tree ## writes the series as mails to build/series, in the name of git's
 	scripts/enter sh -c 'scripts/host/series.py "$$(cat build/linux.base)" build/series'
 
 series-check: trees ## checks the series: applies, gives the same tree, builds at three points, checkpatch
-	@scripts/enter scripts/test/test.sh series
+	@scripts/enter scripts/test/groups.py series
 	@scripts/enter scripts/test/lint.sh checkpatch
 
 series-check-full: trees ## the same after each patch, with W=1 and clippy; takes hours

@@ -6,14 +6,10 @@ results.py cases LOG...        the tests of a log, one a line: its name, ok, fai
 results.py on-c LIST LOG...    holds a log of the C kernel against the names of the tests that must
                                fail there: each of them has to fail, and no other may. Ends with
                                "N passed, N failed"
-results.py write DIRECTORY     makes results.xml (JUnit) and results.ktap of the *.results there,
-                               with the tests of the logs that these name
 
 A log is what one of the test programs has printed: KTAP, after lines "--- PROGRAM" if there are
 several; a table whose last column says ok or FAILED; JSON, one object a line; what cargo test prints;
-or lines "ok    WHAT" and "FAIL  WHAT". A *.results file has lines of five fields, with tabs between: the name of a group,
-how many passed, how many failed, what it was, and logs: paths, each with # and what the names of its
-tests begin with if it has those of others, too.
+or lines "ok    WHAT" and "FAIL  WHAT".
 """
 
 from __future__ import annotations
@@ -29,6 +25,8 @@ from xml.etree import ElementTree
 
 KTAP = re.compile(r"(not ok|ok) \d+ (?:- )?(.*?)(?: # (SKIP|XFAIL)\b.*)?$")
 TABLE = re.compile(r" *\d+ \| (.*\S) *\| (ok|FAILED)$")
+PHASE = re.compile(r"([a-z][a-z-]*) +\| (?!what was )(.*\S) +\| .* \| (ok|FAILED)$")
+COLUMNS = re.compile(r"(\S.*?) {2,}.* {2}(ok|FAILED)$")
 CARGO = re.compile(r"test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:, .*)?$")
 LINE = re.compile(r"(ok|FAIL) {2,4}(\S.*?)(?: \(\d+ s\))?$")
 STATUS = {"ok": "ok", "not ok": "fail", "FAILED": "fail", "FAIL": "fail", "ignored": "skip"}
@@ -44,13 +42,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """A line of a *.results file, and the tests of its logs."""
+    """What a group has looked at: how many tests, and those that are known one by one."""
 
     group: str
     passed: int
     failed: int
     what: str
     cases: tuple[Case, ...]
+    seconds: float = 0.0
 
 
 def parse(lines: Iterable[str]) -> Iterator[Case]:
@@ -69,6 +68,10 @@ def parse(lines: Iterable[str]) -> Iterator[Case]:
         elif match := TABLE.fullmatch(line):
             # What was done, and not what came of it.
             yield Case(match[1].split(" | ")[0].strip(), STATUS[match[2]])
+        elif match := PHASE.fullmatch(line):
+            yield Case(f"{match[1]}: {match[2]}", STATUS[match[3]])
+        elif match := COLUMNS.fullmatch(line):
+            yield Case(match[1], STATUS[match[2]])
         elif line.startswith('{"'):
             row = json.loads(line)
             if "id" in row:
@@ -111,18 +114,6 @@ def on_c(expected: set[str], cases: list[Case]) -> list[Case]:
     return list(outcome.values())
 
 
-def results(directory: Path) -> list[Result]:
-    """All *.results of a directory."""
-    found = []
-    for file in sorted(directory.glob("*.results")):
-        for line in file.read_text().splitlines():
-            group, passed, failed, what, logs = (line.split("\t") + [""])[:5]
-            cases = tuple(case for log in logs.split() for path, _, start in [log.partition("#")]
-                          for case in read(Path(path)) if case.name.startswith(start))
-            found.append(Result(group, int(passed), int(failed), what, cases))
-    return found
-
-
 def complete(result: Result) -> list[Case]:
     """Its tests; or one of them that stands for what the logs do not tell."""
     cases = list(result.cases)
@@ -140,7 +131,7 @@ def junit(found: list[Result]) -> ElementTree.ElementTree:
         suite = ElementTree.SubElement(
             root, "testsuite", name=f"{result.group}: {result.what}", tests=str(len(cases)),
             failures=str(sum(case.status == "fail" for case in cases)),
-            skipped=str(sum(case.status == "skip" for case in cases)))
+            skipped=str(sum(case.status == "skip" for case in cases)), time=f"{result.seconds:.1f}")
         for case in cases:
             element = ElementTree.SubElement(suite, "testcase", classname=result.group, name=case.name)
             if case.status != "ok":
@@ -172,15 +163,8 @@ def main() -> int:
     command = commands.add_parser("on-c")
     command.add_argument("list", type=Path)
     command.add_argument("logs", type=Path, nargs="+")
-    command = commands.add_parser("write")
-    command.add_argument("directory", type=Path)
     args = parser.parse_args()
 
-    if args.command == "write":
-        found = results(args.directory)
-        junit(found).write(args.directory / "results.xml", encoding="unicode", xml_declaration=True)
-        (args.directory / "results.ktap").write_text(ktap(found))
-        return 0
     cases = [case for log in args.logs for case in read(log)]
     if args.command == "cases":
         for case in cases:

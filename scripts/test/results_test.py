@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of results.py."""
 
-import tempfile
 import unittest
-from pathlib import Path
 
-from results import Case, Result, complete, junit, ktap, names, on_c, parse, results
+from results import Case, Result, complete, junit, ktap, names, on_c, parse
 
 
 class Parse(unittest.TestCase):
@@ -41,6 +39,27 @@ row | what was done       | errno | as it should | ok
 """
         self.assertEqual(list(parse(log.splitlines())), [
             Case("TLBI of both pages", "ok"), Case("a bad one", "fail")])
+
+    def test_phases(self) -> None:
+        log = """\
+rust      | what was looked at     | what was seen       | ok
+-----------------------------------------------------------
+clean     | nothing bad in the log | 0 messages          | ok
+lost-va   | reads | and writes     | 1 of 3 x 2 MB wrong | FAILED
+
+CMD_SYNC                         425
+"""
+        self.assertEqual(list(parse(log.splitlines())), [
+            Case("clean: nothing bad in the log", "ok"), Case("lost-va: reads | and writes", "fail")])
+
+    def test_columns(self) -> None:
+        log = """\
+what                 bound       seconds  result
+every command        vsid 0 to 3      12  ok
+the queue, by loom   2 threads         9  FAILED
+"""
+        self.assertEqual(list(parse(log.splitlines())), [
+            Case("every command", "ok"), Case("the queue, by loom", "fail")])
 
     def test_json(self) -> None:
         log = ['{"kernel":"7.3"}', '{"id":"a","ok":true}', '{"id":"b","ok":false}',
@@ -80,21 +99,15 @@ class OnC(unittest.TestCase):
 
 
 class Write(unittest.TestCase):
-    def test_logs_of_results(self) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            log = Path(name) / "log"
-            log.write_text("ok 1 a\nnot ok 2 b\nok 3 c # SKIP no\n")
-            (Path(name) / "x.results").write_text(f"x\t1\t1\twhat <it> was\t{log}\n"
-                                                    f"x\t1\t0\tno log\nx\t1\t0\tsome\t{log}#a\n")
-            found = results(Path(name))
-        self.assertEqual(found, [
-            Result("x", 1, 1, "what <it> was", (Case("a", "ok"), Case("b", "fail"), Case("c", "skip"))),
-            Result("x", 1, 0, "no log", ()),
-            Result("x", 1, 0, "some", (Case("a", "ok"),))])
+    def test_formats(self) -> None:
+        found = [Result("x", 1, 1, "what <it> was", (Case("a", "ok"), Case("b", "fail"), Case("c", "skip")), 1.25),
+                 Result("x", 1, 0, "no log", ()),
+                 Result("x", 1, 0, "some", (Case("a", "ok"),))]
         root = junit(found).getroot()
         assert root is not None
         self.assertEqual([(suite.get("tests"), suite.get("failures"), suite.get("skipped")) for suite in root],
                          [("3", "1", "1"), ("1", "0", "0"), ("1", "0", "0")])
+        self.assertEqual(root[0].get("time"), "1.2")
         self.assertIn("not ok 1 x: what <it> was\n", ktap(found))
         self.assertIn("  not ok 2 b\n", ktap(found))
 
