@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export DISCARD VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-check-full lint docs rustdoc clean distclean
+.PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-base series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,7 +29,7 @@ help: ## this list
 # DISCARD : for tree: 1 to drop what was edited in build/linux
 # LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
-# UPDATE : for bench-check: 1 to write what is expected from now on; for vmm: the table of docs/vmm.md
+# UPDATE : for bench-check: 1 to write what is expected from now on; for series-base: docs/base.md; for vmm: the table of docs/vmm.md
 # RUNS : for fuzz: how many guests
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
@@ -126,6 +126,9 @@ series-check: trees ## checks the series: applies, gives the same tree, builds a
 series-check-full: trees ## the same after each patch, with W=1 and clippy; takes hours
 	@scripts/host/tree.sh at none
 	@scripts/enter scripts/test/series-check.sh full $(ONLY)
+
+series-base: ## tells why the series is not for the kernel before: docs/base.md
+	@scripts/enter sh -c 'scripts/test/series_base.py $(if $(UPDATE),--update) "$$(scripts/host/source.sh)" "$$(scripts/host/source.sh base)"'
 
 lint: tree ## all checks of the sources; ends with "N passed, N failed"
 	@scripts/enter scripts/test/lint.sh $(ONLY)

@@ -1,20 +1,22 @@
 #!/bin/bash
-# Prints the directory of the pristine kernel tree: KSRC if that is set, else
-# the Debian source package named in kernel.source, fetched and unpacked into
-# the cache. Runs in the build root.
+# source.sh [base]: prints the directory of the pristine kernel tree: KSRC if that is set,
+# else the Debian source package named in kernel.source, fetched and unpacked into the
+# cache; or of the kernel named in base.source. Runs in the build root.
 
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 . "$(dirname "$0")/../lib.sh"
+pin=${1:-kernel}
 # shellcheck source=../pins/kernel.source
-. "$REPO/scripts/pins/kernel.source"
+. "$REPO/scripts/pins/$pin.source"
 
-package=linux-source-$SERIES
+series=${version%%-*}
+package=linux-source-${series%.*}
 
 series_of() { # TREE
 	awk -F ' *= *' '$1 == "VERSION" { v = $2 } $1 == "PATCHLEVEL" { print v "." $2; exit }' "$1/Makefile" 2>/dev/null
 }
 
-if [[ ${KSRC-} ]]; then
+if [[ ${KSRC-} && $pin == kernel ]]; then
 	[[ $(series_of "$KSRC") == "$SERIES" ]] ||
 		die "$KSRC is not a Linux $SERIES tree (found: $(series_of "$KSRC" || true)); give one of that series as KSRC"
 	[[ -e $KSRC/.git || ! -e $KSRC/.config ]] ||
@@ -41,7 +43,7 @@ fetch() {
 		>"$CACHE/source.log" 2>&1; then
 		rm -f pinned-is-gone
 		tail -n 5 "$CACHE/source.log" >&2
-		die "$package could not be fetched; check the network (log: $CACHE/source.log), or build on your own $SERIES tree with KSRC=/path/to/linux"
+		die "$package could not be fetched; check the network (log: $CACHE/source.log), or build on your own tree with KSRC=/path/to/linux"
 	fi
 	deb=$(find . -maxdepth 1 -name "${package}_*.deb" | sort -V | tail -n 1)
 	if [[ -e pinned-is-gone ]]; then
@@ -52,7 +54,7 @@ fetch() {
 		got=$(sha256sum <"$deb" | cut -d ' ' -f 1)
 		if [[ $got != "$sha256" ]]; then
 			rm -f "$deb"
-			die "the checksum of ${deb##*/} is $got, not $sha256 as in scripts/pins/kernel.source; run this again, and if it stays so do not use that mirror"
+			die "the checksum of ${deb##*/} is $got, not $sha256 as in scripts/pins/$pin.source; run this again, and if it stays so do not use that mirror"
 		fi
 	fi
 	say "unpacking the kernel source"
