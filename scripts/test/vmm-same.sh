@@ -100,6 +100,9 @@ for vm in "${vms[@]}"; do
 		cp -r "$work/l1" "$files"
 		cp "$debian/Image" "$files/vmm/"
 		pack "$debian/root" >>"$files/vmm/initrd"
+		about="Debian's kernel is $(<"$debian/version")"
+		pinned=$(sed -n 's/^version=//p' "$REPO/scripts/pins/debian-kernel.source")
+		[[ $about == *" $pinned" ]] || about+=", not $pinned, which the mirror no longer has: what it prints may be different"
 		;;
 	qemu)
 		files+=" $("$REPO/scripts/host/vmm-root.sh")"
@@ -282,6 +285,7 @@ if [[ $page ]] && ((!failed)); then
 	cp "$work/page" "$page"
 fi
 echo
+[[ ! ${about-} ]] || printf '%s\n\n' "$about"
 printf '%s\n' "${checks[@]}"
 printf '%d passed, %d failed\n' "$passed" "$failed"
 ((failed == 0 && passed > 0))
