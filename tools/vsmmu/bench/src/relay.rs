@@ -84,6 +84,7 @@ impl Guest {
                 // What these take is the VMM's affair.
                 Some(Action::Execute(own)) => self.queue.complete_own(own, Handled::Done),
                 Some(Action::Sync(_)) => complete += 1,
+                Some(Action::Gather) => {}
                 Some(Action::Gerror) => {
                     let state = self.queue.state();
                     return Err(format!("the queue has stopped: {state:x?}").into());

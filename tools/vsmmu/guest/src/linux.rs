@@ -177,6 +177,8 @@ impl Guest {
                 }
                 Action::Sync(signal) => self.signal(signal),
                 Action::Gerror => interrupt = true,
+                // There is one CPU, and nothing comes meanwhile.
+                Action::Gather => {}
                 Action::Problem(e) => {
                     self.problems.push(e.errno);
                     if self.problems.len() >= PROBLEMS {

@@ -70,6 +70,8 @@ impl Smmu {
                     }
                 }
                 Action::Gerror => println!("vmm: GERROR interrupt"),
+                // A VMM that waits for more is in blocking.rs.
+                Action::Gather => {}
                 Action::Problem(e) => {
                     eprintln!("vmm: {e}; it is tried again in a second");
                     self.problem = true;

@@ -9,7 +9,7 @@ mod common;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Kernel, Memory};
 use vsmmu_relay::{Action, Cmdq, Command, Config, State, reg};
@@ -85,12 +85,15 @@ impl Smmu {
 
     /// Consumes commands. There can be several threads that do this.
     fn work(&self) {
+        let mut ioctl = Duration::ZERO;
         let mut registers = self.lock();
         while !registers.stop {
             match registers.queue.next(&self.memory, Command::is_forwardable) {
                 Some(Action::Invalidate(batch)) => {
                     drop(registers);
+                    let start = Instant::now();
                     let outcome = self.kernel.invalidate(&batch);
+                    ioctl = start.elapsed();
                     registers = self.lock();
                     registers.queue.complete(batch, outcome);
                 }
@@ -107,6 +110,13 @@ impl Smmu {
                         registers.gerror ^= MSI_CMDQ_ABT_ERR;
                         self.interrupt("an MSI could not be written");
                     }
+                }
+                Some(Action::Gather) => {
+                    let more = |registers: &mut Registers| registers.queue.is_gathering();
+                    (registers, _) = self
+                        .kick
+                        .wait_timeout_while(registers, ioctl / 2, more)
+                        .unwrap();
                 }
                 Some(Action::Gerror) => self.interrupt("the command queue has an error"),
                 Some(Action::Problem(e)) => {

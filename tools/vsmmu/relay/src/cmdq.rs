@@ -18,11 +18,12 @@ use core::mem;
 
 use crate::batch::Batch;
 use crate::command::{Bytes, COMMAND_LEN, Command, Signal, op};
+use crate::crowd::Crowd;
 use crate::host::{
     Answer, Cerror, HostError, IOMMU_HW_INFO_ARM_SMMUV3_INVALIDATE_ERROR_CODE, Outcome,
 };
 use crate::memory::Memory;
-use crate::regs::{CMDQS_MAX, RestoreError, State};
+use crate::regs::{CMDQS_MAX, RestoreError, State, reg};
 
 /// How many entries are read from guest memory together.
 const WINDOW: usize = 64;
@@ -87,6 +88,8 @@ pub struct Counters {
     pub atc_inv_sync: u64,
     /// Problems of the host's that were reported with [`Action::Problem`].
     pub problems: u64,
+    /// How often it said [`Action::Gather`].
+    pub gathers: u64,
 }
 
 /// What the VMM is to do, see [`Cmdq::next`]. It has to know all of them: a new one would be a breaking change.
@@ -110,6 +113,14 @@ pub enum Action {
     /// Raises the interrupt for GERROR if IRQ_CTRL.GERROR_IRQEN is set, before the queue is unlocked:
     /// GERROR.CMDQ_ERR has become active. The queue stands still until the guest acknowledges the error.
     Gerror,
+    /// Waits for more before the next ioctl, or not, and calls [`Cmdq::next`], which has all that is there
+    /// sent then.
+    ///
+    /// Commands are there that could be sent. But the guest's other CPUs have come back quickly so far, so
+    /// that with a short wait one ioctl can do for all of them. A VMM waits for up to half of the time that
+    /// the last ioctl took, and while [`Cmdq::is_gathering`] says that they are not all there. The queue must
+    /// not be locked meanwhile. For a VMM that cannot wait there is nothing to be done.
+    Gather,
     /// Tells whoever runs the host that it has a problem which does not go away at once, and calls
     /// [`Cmdq::next`] later. Nothing is lost and nothing is skipped: it goes on where it stands.
     Problem(HostError),
@@ -159,6 +170,7 @@ pub struct Cmdq {
     single: u32,
     /// How often the command at CONS has been tried again.
     attempts: u32,
+    crowd: Crowd,
     counters: Counters,
 }
 
@@ -215,6 +227,7 @@ impl Cmdq {
             limit: config.most(),
             single: 0,
             attempts: 0,
+            crowd: Crowd::new(),
             counters: Counters::default(),
         }
     }
@@ -272,6 +285,7 @@ impl Cmdq {
         self.limit = self.config.most();
         self.single = 0;
         self.attempts = 0;
+        self.crowd = Crowd::new();
     }
 
     /// What the guest reads in `len` bytes at `offset` from the base of the SMMU's registers, see
@@ -284,7 +298,20 @@ impl Cmdq {
     /// The guest writes `len` bytes at `offset` from the base of the SMMU's registers. Bits of others are
     /// ignored. Says whether there is a register of the queue; [`Cmdq::next`] is to be called then.
     pub fn write(&mut self, offset: u64, len: usize, value: u64) -> bool {
+        if offset == reg::CMDQ_PROD {
+            self.crowd.come();
+        }
         self.state.write(offset, len, value, self.is_busy())
+    }
+
+    /// Whether those that [`Action::Gather`] is for are not all there.
+    pub fn is_gathering(&self) -> bool {
+        self.crowd.is_gathering() && self.may_fetch()
+    }
+
+    /// Whether there is something to fetch.
+    fn may_fetch(&self) -> bool {
+        self.state.enabled && !self.state.halted() && self.state.left() > 0
     }
 
     /// What is to be done next: to be called, until there is nothing, after each write of the guest to one
@@ -313,8 +340,12 @@ impl Cmdq {
             }
             Work::None => {}
         }
-        if !self.state.enabled || self.state.halted() || self.state.left() == 0 {
+        if !self.may_fetch() {
             return None;
+        }
+        if self.crowd.ask() {
+            self.counters.gathers += 1;
+            return Some(Action::Gather);
         }
         self.fetch(memory, forwards)
     }
@@ -330,6 +361,10 @@ impl Cmdq {
         let answer = outcome.judge(count, self.config.exact);
         log!(debug, "{count} commands: {outcome:?}, {answer:?}");
         let attempts = mem::take(&mut self.attempts);
+        match answer {
+            Answer::Done => self.crowd.release(),
+            _ => self.crowd.forget(),
+        }
         let (done, then) = match answer {
             Answer::Done => {
                 self.limit = self.config.most();
@@ -365,6 +400,7 @@ impl Cmdq {
             return;
         }
         log!(debug, "the VMM's {:?}: {handled:?}", own.command);
+        self.crowd.forget();
         let then = match handled {
             Handled::Done => Then::GoOn,
             Handled::Illegal => Then::Raise(Cerror::Ill),
@@ -478,6 +514,7 @@ impl Cmdq {
         self.ticket += 1;
         batch.ticket = self.ticket;
         self.work = Work::Out;
+        self.crowd.send();
         self.counters.batches += 1;
         self.counters.commands += u64::from(batch.count());
         log!(

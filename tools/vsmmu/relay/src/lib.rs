@@ -28,7 +28,7 @@
 //!
 //! * After each write it calls [`Cmdq::next`] until there is nothing to do. What takes long is done without
 //!   the lock: [`Action::Invalidate`], where the kernel waits up to five seconds for an SMMU and longer for a
-//!   device that does not answer, and [`Action::Execute`]. Any thread can do it: while one of them has
+//!   device that does not answer, [`Action::Execute`], and the short wait of [`Action::Gather`]. Any thread can do it: while one of them has
 //!   something in hand, [`Cmdq::next`] has nothing for the others. The other actions are short, and are done
 //!   before the lock is given up, so that what the guest sees in its memory agrees with the registers.
 //! * It saves the queue with [`Cmdq::state`], also while an ioctl is in flight, restores it with
@@ -103,6 +103,7 @@ macro_rules! log {
 mod batch;
 mod cmdq;
 mod command;
+mod crowd;
 mod host;
 #[cfg(feature = "iommufd")]
 pub mod iommufd;

@@ -136,6 +136,8 @@ impl Guest {
                 }
                 Action::Sync(signal) => self.vmm.syncs.push(signal),
                 Action::Gerror => self.vmm.interrupts += 1,
+                // It does not wait.
+                Action::Gather => {}
                 Action::Problem(e) => return Err(e),
             }
         }
@@ -906,4 +908,56 @@ fn an_own_command_that_takes_long() {
     guest.is_fine_at(3);
     let counters = guest.queue.counters();
     assert_eq!((counters.own_commands, counters.problems), (2, 1));
+}
+
+/// Four CPUs, of which one comes back while the host works for the others: they are waited for, once, and not
+/// where they do not come.
+#[test]
+fn all_cpus_go_together() {
+    let mut guest = Guest::exact(&[]);
+    let go = |guest: &mut Guest, more: u32| {
+        let batch = guest.start();
+        (0..more).for_each(|_| guest.push(&[TLBI, SYNC]));
+        let syncs = batch.sync_count();
+        guest.queue.complete(batch, answer(0, syncs, 0));
+        for _ in 0..syncs {
+            assert!(seen(guest).0.is_some());
+        }
+        syncs
+    };
+    guest.push(&[TLBI, SYNC]);
+    assert_eq!(go(&mut guest, 3), 1);
+    assert_eq!(go(&mut guest, 1), 3);
+    assert!(matches!(guest.next(), Some(Action::Gather)));
+    for _ in 0..3 {
+        assert!(guest.queue.is_gathering());
+        guest.push(&[TLBI, SYNC]);
+    }
+    assert!(!guest.queue.is_gathering());
+    assert_eq!(go(&mut guest, 0), 4);
+    assert!(guest.next().is_none() && !guest.queue.is_gathering());
+    // One of them does not come, and there is an end to it.
+    (0..3).for_each(|_| guest.push(&[TLBI, SYNC]));
+    assert!(matches!(guest.next(), Some(Action::Gather)));
+    assert!(guest.queue.is_gathering());
+    assert_eq!(go(&mut guest, 0), 3);
+    guest.push(&[TLBI, SYNC]);
+    assert_eq!(go(&mut guest, 0), 1);
+    assert_eq!(guest.queue.counters().gathers, 2);
+    // A VMM that waits sees a queue that is disabled, reset or halted.
+    let ends: [fn(&mut Cmdq); 3] = [
+        |queue| assert!(queue.write(reg::CR0, 4, 0)),
+        |queue| queue.reset(),
+        |queue| assert!(queue.write(reg::GERRORN, 4, 1)),
+    ];
+    for end in ends {
+        let mut guest = Guest::exact(&[]);
+        (0..2).for_each(|_| guest.push(&[TLBI, SYNC]));
+        assert_eq!(go(&mut guest, 2), 2);
+        assert_eq!(go(&mut guest, 2), 2);
+        assert!(matches!(guest.next(), Some(Action::Gather)));
+        assert!(guest.queue.is_gathering());
+        end(&mut guest.queue);
+        assert!(!guest.queue.is_gathering());
+    }
 }

@@ -345,6 +345,10 @@ impl Bench {
                 assert!(self.host.problems.contains(&e.errno), "{e}");
                 true
             }
+            Some(Action::Gather) => {
+                assert!(!self.queue.is_busy() && self.queue.is_gathering());
+                true
+            }
             None => {
                 assert_eq!(self.queue.is_busy(), self.pending.is_some());
                 !self.queue.is_busy()

@@ -12,7 +12,7 @@ mod ste;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 use vsmmu_nested::HwInfo;
@@ -105,6 +105,7 @@ impl<H: Host> Smmu<H> {
 
     /// Consumes commands.
     fn work(&self) {
+        let mut ioctl = Duration::ZERO;
         let mut registers = self.lock();
         loop {
             let action = registers
@@ -113,7 +114,9 @@ impl<H: Host> Smmu<H> {
             match action {
                 Some(Action::Invalidate(batch)) => {
                     drop(registers);
+                    let start = Instant::now();
                     let outcome = self.host.invalidate(&batch);
+                    ioctl = start.elapsed();
                     registers = self.lock();
                     registers.cmdq.complete(batch, outcome);
                 }
@@ -125,6 +128,11 @@ impl<H: Host> Smmu<H> {
                 }
                 // It has no MSIs, and an event would reach nobody: guests poll.
                 Some(Action::Sync(_)) => {}
+                Some(Action::Gather) => {
+                    let more = |registers: &mut Registers| registers.cmdq.is_gathering();
+                    let all = self.kick.wait_timeout_while(registers, ioctl / 2, more);
+                    (registers, _) = all.unwrap();
+                }
                 Some(Action::Gerror) => {
                     self.tell(&registers, "the command queue has an error");
                     if registers.gerror_interrupt() {
