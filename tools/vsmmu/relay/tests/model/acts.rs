@@ -5,7 +5,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::bench::{Act, Case, Pace};
+use crate::bench::{Act, Case, Forged, Pace};
 use crate::host::Trouble;
 use crate::smmu::{Fate, Kind};
 
@@ -45,6 +45,28 @@ fn max_batch() -> impl Strategy<Value = u32> {
     prop_oneof![0_u32..80, Just(4096)]
 }
 
+/// One that can be more often than one that cannot.
+fn forged() -> impl Strategy<Value = Forged> {
+    let version = prop_oneof![15 => Just(0), 1 => any::<u32>()];
+    let cmdqs = prop_oneof![15 => Just(0), 1 => any::<u8>()];
+    let base = prop_oneof![15 => (0_u64..0x400, 0_u64..10).prop_map(|(place, log2size)| place << 5 | log2size), 1 => any::<u64>()];
+    let prod = prop_oneof![15 => 0_u32..1 << 20, 1 => any::<u32>()];
+    let cons = prop_oneof![
+        15 => (0_u32..4, 0_u32..1 << 20).prop_map(|(err, rd)| err << 24 | rd),
+        1 => any::<u32>(),
+    ];
+    (version, cmdqs, base, prod, cons, any::<u8>()).prop_map(
+        |(version, cmdqs, base, prod, cons, flags)| Forged {
+            version,
+            cmdqs,
+            base,
+            prod,
+            cons,
+            flags,
+        },
+    )
+}
+
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         16 => vec((kind(), fates()), 1..40).prop_map(Act::Push),
@@ -61,6 +83,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Reset),
         1 => max_batch().prop_map(|max_batch| Act::Migrate { max_batch }),
         1 => Just(Act::Restore),
+        1 => forged().prop_map(Act::Forge),
         1 => Just(Act::LateAnswer),
     ]
 }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vsmmu_relay::{Action, Batch, Cmdq, Command, Config, Outcome, OwnCommand};
+use vsmmu_relay::{Action, Batch, Cmdq, Command, Config, Outcome, OwnCommand, State};
 
 use crate::host::{Host, Trouble};
 use crate::smmu::{CMDQS, Fate, Fates, Kind, Model, Step, encode};
@@ -52,8 +52,22 @@ pub enum Act {
     },
     /// Goes on in the same place, from what has been saved just now.
     Restore,
+    /// Goes on from a state that is made up, if the queue takes it.
+    Forge(Forged),
     /// An answer comes that nobody waits for any more.
     LateAnswer,
+}
+
+/// What a saved state might be. `flags` are its booleans, and `version` and `cmdqs` the bits that are wrong.
+#[derive(Clone, Debug)]
+#[cfg_attr(fuzzing, derive(arbitrary::Arbitrary))]
+pub struct Forged {
+    pub version: u32,
+    pub cmdqs: u8,
+    pub base: u64,
+    pub prod: u32,
+    pub cons: u32,
+    pub flags: u8,
 }
 
 /// How far the VMM gets after that.
@@ -234,6 +248,7 @@ impl Bench {
                 self.queue.restore(&self.queue.state()).unwrap();
                 self.forget();
             }
+            Act::Forge(forged) => self.forge(&forged),
             Act::LateAnswer => {
                 if let Some(batch) = self.late.pop() {
                     let before = (self.queue.state(), self.queue.is_busy());
@@ -243,6 +258,38 @@ impl Bench {
                 }
             }
         }
+    }
+
+    /// It is refused if no queue can have saved it, and then nothing has changed.
+    fn forge(&mut self, forged: &Forged) {
+        let flag = |bit: u32| forged.flags >> bit & 1 == 1;
+        let mut state = State::default();
+        state.version = State::VERSION ^ forged.version;
+        state.cmdqs = CMDQS ^ forged.cmdqs;
+        state.base = forged.base;
+        state.prod = forged.prod;
+        state.cons = forged.cons;
+        state.enabled = flag(0);
+        state.gerror = flag(1);
+        state.gerrorn = flag(2);
+        state.atc_inv_failed = flag(3);
+        let possible = forged.version == 0
+            && forged.cmdqs == 0
+            && forged.base & 0xbf00_0000_0000_0000 == 0
+            && forged.prod >> 20 == 0
+            && forged.cons & 0x80f0_0000 == 0;
+        let before = (self.queue.state(), self.queue.is_busy());
+        assert_eq!(self.queue.restore(&state).is_ok(), possible);
+        if !possible {
+            assert_eq!((self.queue.state(), self.queue.is_busy()), before);
+            return;
+        }
+        assert_eq!(self.queue.state(), state);
+        self.forget();
+        self.model = Model {
+            fates: std::mem::take(&mut self.model.fates),
+            ..Model::restored(&state)
+        };
     }
 
     fn push(&mut self, commands: Vec<(Kind, Vec<Fate>)>) {

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vsmmu_relay::Signal;
+use vsmmu_relay::{Signal, State};
 
 /// IDR1.CMDQS: there are guests that ask for more.
 pub const CMDQS: u8 = 8;
@@ -85,6 +85,22 @@ pub struct Model {
 }
 
 impl Model {
+    /// What goes on from that.
+    pub fn restored(state: &State) -> Self {
+        let mut model = Model {
+            base: state.base,
+            prod: state.prod,
+            err: state.cons >> 24,
+            on: state.enabled,
+            gerror: state.gerror.into(),
+            gerrorn: state.gerrorn.into(),
+            unanswered: state.atc_inv_failed,
+            ..Model::default()
+        };
+        model.cons = model.split(state.cons);
+        model
+    }
+
     pub fn log2size(&self) -> u32 {
         (self.base & 31).min(CMDQS.into()) as u32
     }
