@@ -166,8 +166,16 @@ check_cargoclippy() {
 					cargo clippy --package verify-queue --features loom --locked -- -D warnings')
 }
 
+# What the library brings along can be used under its own terms or freer ones.
+licences() {
+	local free='(MIT|Apache-2\.0|BSD-3-Clause)'
+	local all
+	all=$(cargo tree --locked -p vsmmu-relay --all-features -e normal --prefix none -f '{p}: {l}') || return
+	! grep -vE ": \\(?$free((/| OR )$free)*(\\) AND Unicode-3\.0)?( \\(\\*\\))?$" <<<"$all"
+}
+
 # The library that others can use: each combination of its features, its documentation,
-# what would be published, and its fuzzer. That it needs no standard library shows where that
+# what would be published, the licences of its dependencies, and its fuzzer. That it needs no standard library shows where that
 # would bring a second panic handler.
 check_relay() {
 	local features out=$BUILD/cargo
@@ -188,6 +196,7 @@ check_relay() {
 		EOF
 		RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --all-features -p vsmmu-relay &&
 		cargo package --locked --allow-dirty -p vsmmu-relay &&
+		licences &&
 		cd relay/fuzz && cargo fmt --check &&
 		CARGO_TARGET_DIR=$out/fuzz CXX=clang++ RUSTFLAGS='--cfg fuzzing' cargo clippy --locked -- -D warnings
 }
@@ -205,7 +214,7 @@ declare -A what=(
 	[docs]="documentation: its tables, and the tests and files that it names"
 	[cargofmt]="user space: cargo fmt"
 	[cargoclippy]="user space: clippy, warnings are errors"
-	[relay]="the relay: features, no_std, documentation, cargo package, fuzzer"
+	[relay]="the relay: features, no_std, documentation, cargo package, licences, fuzzer"
 )
 (($#)) || set -- shellcheck python codespell docs series checkpatch rustfmt kerneldoc cargofmt cargoclippy relay kernel
 for name in "$@"; do
