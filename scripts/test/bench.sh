@@ -8,7 +8,7 @@
 #	ioctl		instructions of a call, by kind and number of commands
 #	trace		the same for the commands of a recorded guest
 #	error		the same for a command that is illegal to the SMMU
-#	relay		the same for the trace through a VMM's relay
+#	relay		ioctls, CMD_SYNCs and nanoseconds for the trace through a VMM's relay
 #	counts		CMD_SYNCs and register accesses of a call
 #	waiting		nanoseconds of a call, with an SMMU that takes its time
 #	memory		bytes that a call allocates
@@ -96,7 +96,6 @@ group_error() {
 	ALLOW='CMDQ error' count "$1" error "$bench error" 4
 }
 
-group_relay() { count "$1" relay "$bench relay"; }
 
 # What the emulated SMMU sees between two marks: invalidations of an ASID that has no
 # other use. The first pair of marks has nothing in between, which is what the marks
@@ -135,33 +134,41 @@ group_counts() {
 # twice in those 240 or 560 ns, once for PROD and the signal and once for the fetch; a read of
 # a register is there and back again, 120 or 280 ns. Four commands fit in a cache line, so that
 # the remote queue costs each a quarter of 320 ns more; the nearby one is prefetched.
-declare -A latencies=([fast]="20 240 120" [slow]="100 28000 280")
+declare -A latencies=([instant]="0 0 0" [fast]="20 240 120" [slow]="100 28000 280")
 
-group_waiting() { # VARIANT
+# timed VARIANT GROUP SMMU COMPLETION COMMAND: the same with such an SMMU, which counts.
+timed() {
 	local -x QEMU=${QEMU-} TIMEOUT=${TIMEOUT:-900}
-	local smmu completion command sync read work args cases
+	local command sync read work args
 	local -A msi=([MSI]=on [CONS]=off)
 	[[ $QEMU ]] || QEMU=$("$REPO/scripts/host/qemu.sh")
 	work=$(mktemp -d)
+	read -r command sync read <<<"${latencies[$3]}"
+	args="-icount shift=0,sleep=off -global arm-smmuv3.x-msi=${msi[$4]}"
+	args+=" -global arm-smmuv3.x-cmd-latency-ns=$command -global arm-smmuv3.x-sync-latency-ns=$sync"
+	args+=" -global arm-smmuv3.x-read-latency-ns=$read"
+	# The monitor, which has the counters, is at the other end of a serial port.
+	args+=" -qmp unix:$work/monitor,server=on,wait=off -chardev socket,id=monitor,path=$work/monitor"
+	args+=" -device pci-serial,chardev=monitor"
+	boot "$1" "$2-$3-$4" 1 "$args" "$5" |
+		jq -c --arg group "$2" --arg smmu "$3" --arg completion "$4" --argjson latencies "[$command, $sync, $read]" '
+		. + {$group, ns: .median, $smmu, $completion, $latencies} | del(.median, .min, .max, .as_min)'
+	rm -rf "$work"
+}
+
+group_waiting() { # VARIANT
+	local smmu completion cases
 	cases="$bench --emulator invalidate --mix va --n 1 --n 8 --n 64 --n 4096"
 	# Some thousand calls, and it takes long to emulate a CPU that waits.
 	cases+=" && $bench --emulator --calls 1 trace && $bench --emulator ioas-map"
 	for smmu in fast slow; do
-		read -r command sync read <<<"${latencies[$smmu]}"
-		for completion in MSI CONS; do
-			args="-icount shift=0,sleep=off -global arm-smmuv3.x-msi=${msi[$completion]}"
-			args+=" -global arm-smmuv3.x-cmd-latency-ns=$command -global arm-smmuv3.x-sync-latency-ns=$sync"
-			args+=" -global arm-smmuv3.x-read-latency-ns=$read"
-			# The monitor, which has the counters, is at the other end of a serial port.
-			args+=" -qmp unix:$work/monitor,server=on,wait=off -chardev socket,id=monitor,path=$work/monitor"
-			args+=" -device pci-serial,chardev=monitor"
-			boot "$1" "waiting-$smmu-$completion" 1 "$args" "$cases" |
-				jq -c --arg smmu "$smmu" --arg completion "$completion" --argjson latencies "[$command, $sync, $read]" '
-				. + {group: "waiting", ns: .median, $smmu, $completion, $latencies}
-				| del(.median, .min, .max, .as_min)'
-		done
+		for completion in MSI CONS; do timed "$1" waiting $smmu $completion "$cases"; done
 	done
-	rm -rf "$work"
+}
+
+group_relay() { # VARIANT
+	local smmu
+	for smmu in instant fast slow; do timed "$1" relay $smmu MSI "$bench --emulator relay"; done
 }
 
 group_memory() {
@@ -180,7 +187,7 @@ group_throughput() {
 
 # The cases that a change is most likely to show in.
 group_check() {
-	count "$1" check "$bench invalidate --n 1 --n 64 --n 4096 && $bench trace && $bench ioas-map"
+	count "$1" check "$bench invalidate --n 1 --n 64 --n 4096 && $bench trace && $bench relay && $bench ioas-map"
 }
 
 for variant in c rust; do "$REPO/scripts/host/image.sh" $variant; done

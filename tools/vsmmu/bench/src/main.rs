@@ -69,8 +69,8 @@ enum What {
     /// ioctl(IOMMU_HWPT_INVALIDATE) with a command that the SMMU finds illegal. Needs a kernel with
     /// CONFIG_ARM_SMMU_V3_FAULT_INJECTION
     Error,
-    /// What a Linux guest has queued, relayed as if one CPU had queued it or several at a time, and with an
-    /// ioctl a command
+    /// What the CPUs of a Linux guest have queued, relayed by a VMM that waits for more before an ioctl,
+    /// does not, or makes one for each command
     Relay,
     /// Mapping and unmapping a page of an IOAS that the device is attached to
     IoasMap,

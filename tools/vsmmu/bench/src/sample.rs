@@ -99,7 +99,8 @@ impl Sampler {
         Ok(())
     }
 
-    fn counts(&self) -> Result<Option<Counts>, Box<dyn Error>> {
+    /// What went through the queue so far, if anybody counts.
+    pub fn counts(&self) -> Result<Option<Counts>, Box<dyn Error>> {
         self.counter.as_ref().map(Counter::counts).transpose()
     }
 }

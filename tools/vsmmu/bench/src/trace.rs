@@ -22,14 +22,34 @@ fn opcode(command: Command) -> u8 {
     command.words()[0].to_le_bytes()[0]
 }
 
-/// All commands of a recorded queue.
-fn parse(queue: &[u8]) -> impl Iterator<Item = Command> {
-    let (commands, rest) = queue.as_chunks::<16>();
+/// What a CPU has queued together, the last of which is a CMD_SYNC in most.
+pub struct Issue {
+    /// Which CPU.
+    pub cpu: usize,
+    /// How many instructions it has executed since it queued the last ones, of which it has waited for
+    /// nothing: the SMMU has answered at once.
+    pub after: u64,
+    /// The commands.
+    pub commands: Vec<Command>,
+}
+
+/// What is in a file of records.
+fn parse(file: &[u8]) -> Vec<Issue> {
+    let (words, rest) = file.as_chunks::<8>();
     assert!(rest.is_empty());
-    commands.iter().map(|bytes| {
-        let word = |i| u64::from_le_bytes(bytes[i..i + 8].try_into().expect("8 bytes"));
-        Command::from_words(word(0), word(8))
-    })
+    let mut words = words.iter().map(|bytes| u64::from_le_bytes(*bytes));
+    let mut issues = Vec::new();
+    while let Some(head) = words.next() {
+        let mut word = || words.next().expect("the file ends with a record");
+        let after = word();
+        let command = |_| Command::from_words(word(), word());
+        issues.push(Issue {
+            cpu: (head & 0xffff_ffff) as usize,
+            after,
+            commands: (0..head >> 32).map(command).map(with_our_sid).collect(),
+        });
+    }
+    issues
 }
 
 /// The same command of a guest whose device has the stream id [`VSID`].
@@ -43,9 +63,9 @@ fn with_our_sid(command: Command) -> Command {
     }
 }
 
-/// All commands that the guest has queued, CMD_SYNCs among them, in their order.
-pub fn recorded() -> impl Iterator<Item = Command> {
-    parse(LINUX).map(with_our_sid)
+/// All that the guest has queued, in the order of its queue.
+pub fn recorded() -> Vec<Issue> {
+    parse(LINUX)
 }
 
 /// Whether it is a CMD_SYNC.
@@ -70,7 +90,7 @@ fn batches(commands: impl Iterator<Item = Command>) -> Vec<Vec<Command>> {
 }
 
 /// What a guest sends in place of `command` if its SMMU has no range invalidation: a TLBI for each page.
-pub fn without_range(command: Command) -> Vec<Command> {
+fn without_range(command: Command) -> Vec<Command> {
     let [w0, w1] = command.words();
     if opcode(command) != op::TLBI_NH_VA || w1 >> 10 & 3 == 0 {
         return vec![command];
@@ -91,7 +111,7 @@ fn play(smmu: &NestedSmmu, batches: &[Vec<Command>]) -> Result<(), Box<dyn Error
 
 /// The traces, by the names of their figures.
 pub fn traces() -> [(&'static str, Vec<Vec<Command>>); 2] {
-    let plain = batches(recorded());
+    let plain = batches(recorded().into_iter().flat_map(|issue| issue.commands));
     let pages = plain
         .iter()
         .map(|batch| batch.iter().copied().flat_map(without_range).collect())
@@ -119,19 +139,15 @@ mod tests {
     /// As a script counts them that reads the file.
     #[test]
     fn linux() {
-        assert_eq!(recorded().count(), 3406);
+        let issues = recorded();
+        assert_eq!(issues.len(), 2000);
+        assert!(issues.iter().all(|issue| issue.cpu < 4));
+        let synced = |issue: &Issue| issue.commands.last().is_some_and(|last| is_sync(*last));
+        assert!(issues.iter().all(synced));
         let [(_, plain), (_, pages)] = traces();
-        assert_eq!(plain.len(), 1681);
+        assert_eq!(plain.len(), 2000);
         assert!(plain.iter().all(|batch| batch.len() == 1));
         assert_eq!(pages.iter().map(Vec::len).max(), Some(32));
-        let sids = plain
-            .iter()
-            .flatten()
-            .filter(|c| opcode(**c) == op::CFGI_CD);
-        assert!(
-            sids.map(|command| command.words()[0] >> 32)
-                .all(|sid| sid == u64::from(VSID))
-        );
     }
 
     #[test]

@@ -21,6 +21,9 @@ struct Expected {
     c: u64,
     rust: u64,
     ratio: f64,
+    /// ioctls on the Rust kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ioctls: Option<u64>,
     /// CMD_SYNCs of the Rust kernel, by its own statistics.
     #[serde(skip_serializing_if = "Option::is_none")]
     syncs: Option<u64>,
@@ -34,6 +37,7 @@ impl Expected {
             c: pair.c.as_ref()?.instructions()?,
             rust: pair.rust.instructions()?,
             ratio: (pair.ratio()? * 1000.0).round() / 1000.0,
+            ioctls: pair.rust.ioctls.filter(|ioctls| *ioctls > 1),
             syncs: pair.rust.syncs,
         })
     }
@@ -71,6 +75,9 @@ fn compare(then: &Expected, now: Option<&Expected>) -> (Vec<String>, Vec<String>
     );
     look("instructions on the C kernel", then.c as f64, now.c as f64);
     look("Rust/C", then.ratio, now.ratio);
+    if let (Some(then), Some(now)) = (then.ioctls, now.ioctls) {
+        look("ioctls", then as f64, now as f64);
+    }
     match (then.syncs, now.syncs) {
         (Some(then), Some(now)) => look("CMD_SYNCs", then as f64, now as f64),
         (Some(_), None) => worse.push("no CMD_SYNCs counted".into()),
@@ -152,6 +159,7 @@ mod tests {
             c,
             rust,
             ratio: rust as f64 / c as f64,
+            ioctls: Some(10),
             syncs,
         }
     }
@@ -171,6 +179,11 @@ mod tests {
         assert_eq!(count(Some(case(1100, 550, Some(66)))), (2, 0));
         assert_eq!(count(Some(case(1000, 500, Some(68)))), (1, 0));
         assert_eq!(count(Some(case(1000, 500, None))), (1, 0));
+        let more = Expected {
+            ioctls: Some(11),
+            ..case(1000, 500, Some(66))
+        };
+        assert_eq!(count(Some(more)), (1, 0));
         assert_eq!(count(None), (1, 0));
     }
 }

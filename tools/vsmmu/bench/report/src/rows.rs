@@ -27,6 +27,8 @@ pub struct Row {
     pub min: Option<u64>,
     pub max: Option<u64>,
     pub ioctls: Option<u64>,
+    /// When a guest is ready whose commands a VMM relays.
+    pub end: Option<u64>,
     /// Why there is no figure.
     pub errno: Option<serde_json::Value>,
     /// CMD_SYNCs: of the driver's own statistics, or of the emulator's trace.

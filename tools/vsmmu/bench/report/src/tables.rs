@@ -179,6 +179,43 @@ fn waiting(measured: &Measured) -> Table {
     }
 }
 
+fn relay(measured: &Measured) -> Table {
+    let each = |row: Option<&Row>, get: fn(&Row) -> Option<u64>, digits: usize| {
+        let value = row.and_then(|row| Some(get(row)? as f64 / row.n as f64));
+        figure(value.map(|value| format!("{value:.digits$}")))
+    };
+    let rows = measured
+        .group("relay")
+        .map(|pair| {
+            let (c, rust) = (pair.c.as_ref(), Some(&pair.rust));
+            vec![
+                name(&pair.rust),
+                pair.rust.smmu.clone(),
+                each(c, |row| row.ioctls, 3),
+                each(rust, |row| row.ioctls, 3),
+                each(c, |row| row.syncs, 3),
+                each(rust, |row| row.syncs, 3),
+                each(c, |row| row.ns, 0),
+                each(rust, |row| row.ns, 0),
+                each(c, |row| row.end, 0),
+                each(rust, |row| row.end, 0),
+            ]
+        })
+        .collect();
+    Table {
+        title: "A guest's CMD_SYNC through the relay of a VMM",
+        about: "For each CMD_SYNC that the four CPUs of a busy Linux guest have queued: ioctls; CMD_SYNCs of the \
+                physical SMMU; nanoseconds that the VMM and the ioctls take, instructions if the SMMU is \
+                an instant one; and nanoseconds until the guest is ready. A CPU queues the next command when \
+                it has executed as many instructions as in the recording, after its CMD_SYNC is complete."
+            .into(),
+        header: vec![
+            "", "SMMU", "ioctls: C", "Rust", "SYNCs: C", "Rust", "ns: C", "Rust", "ready: C", "Rust",
+        ],
+        rows,
+    }
+}
+
 fn memory(measured: &Measured) -> Table {
     let rows = measured
         .group("memory")
@@ -298,6 +335,7 @@ pub fn all(measured: &Measured) -> Vec<Table> {
         instructions(measured),
         counts(measured),
         waiting(measured),
+        relay(measured),
         memory(measured),
         stack(measured),
         throughput(measured),

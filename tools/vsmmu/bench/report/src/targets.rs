@@ -20,6 +20,10 @@ const BYTES: u64 = 4096;
 const SLOW: &str = "slow";
 const SLOW_RATIOS: [(u64, f64); 2] = [(64, 0.6), (4096, 0.6)];
 
+/// The most ioctls for each CMD_SYNC of a guest's, where it is the slow SMMU that its four CPUs wait for.
+const RELAY: &str = "relay: waits for more";
+const IOCTLS: f64 = 0.5;
+
 /// A target, and what was measured.
 struct Target {
     what: String,
@@ -104,6 +108,22 @@ fn counts_agree(measured: &Measured) -> Option<Target> {
         at_most: "0".into(),
         measured: differ.to_string(),
         met: differ == 0,
+    })
+}
+
+/// A guest that waits for the SMMU gets by with fewer ioctls than it has CMD_SYNCs.
+fn relay(measured: &Measured) -> Option<Target> {
+    let slow = |pair: &&Pair| pair.rust.smmu == SLOW && pair.rust.id == RELAY;
+    let found = measured.group("relay").find(slow).map(|pair| {
+        let ioctls = pair.rust.ioctls.unwrap_or(u64::MAX) as f64;
+        ioctls / pair.rust.n as f64
+    });
+    measured.group("relay").next()?;
+    Some(Target {
+        what: format!("{RELAY}, on the {SLOW} SMMU: ioctls for each CMD_SYNC of the guest's"),
+        at_most: format!("{IOCTLS:.2}"),
+        measured: shown(found),
+        met: found.is_some_and(|found| found <= IOCTLS),
     })
 }
 
@@ -210,6 +230,7 @@ pub fn table(measured: &Measured) -> (Table, usize) {
         .chain(counts_agree(measured))
         .chain(memory(measured))
         .chain(waiting(measured))
+        .chain(relay(measured))
         .chain(no_failures(measured))
         .collect();
     let missed = targets.iter().filter(|target| !target.met).count();
