@@ -528,45 +528,36 @@ FIXTURE_TEARDOWN(gerror)
 }
 
 /*
- * Who waits for the queue with interrupts disabled must not wait for one. What
- * makes that go wrong makes it go wrong each time, for as long as a time-out
- * takes. A few may be slow because the machine is.
+ * Who waits for the queue with interrupts disabled must not wait for one: that
+ * ends with a time-out, which the driver counts, and expect_errors() looks for.
  */
 TEST_F_TIMEOUT(gerror, no_stall, HANG_SECONDS)
 {
 	const unsigned int calls = 64;
-	unsigned int slow = 0, i;
+	unsigned int i;
 	struct smmu_cmd cmds[100];
 	const unsigned int n = ARRAY_SIZE(cmds);
 	struct tally tally = {};
 	struct cmdq_stats now;
-	double longest = 0;
 
 	fill_good(cmds, n);
 	for (i = 0; i < calls; i++) {
 		unsigned int k = i * 37 % n;
-		double seconds;
 
 		if (variant->routed && !variant->pinned)
 			ASSERT_TRUE(pin_to(nth_cpu(i)));
 		ASSERT_TRUE(faults_at(&faults, k, 1));
-		seconds = now_seconds();
 		CHECK(&tally, invalidate(&self->vm, cmds, n),
 		      answer(EIO, k, ILL), "call %u, k = %u", i, k);
-		seconds = now_seconds() - seconds;
 		self->errors++;
-		slow += seconds >= 0.1;
-		if (longest < seconds)
-			longest = seconds;
 	}
 	expect_tally(_metadata, &tally);
 	expect_errors(_metadata, &self->before, self->errors);
 	ASSERT_TRUE(cmdq_stats_read(&faults, &now));
 	now.serviced_inline -= self->before.serviced_inline;
-	TH_LOG("at most %.6f s; %llu of %llu errors serviced by the submitter",
-	       longest, (unsigned long long)now.serviced_inline,
+	TH_LOG("%llu of %llu errors serviced by the submitter",
+	       (unsigned long long)now.serviced_inline,
 	       (unsigned long long)self->errors);
-	EXPECT_LE(slow, calls / 16);
 	/* The interrupt has to wait, and so nobody else can have done it. */
 	if (variant->pinned && variant->nth == 0)
 		EXPECT_EQ(self->errors, now.serviced_inline);
