@@ -94,8 +94,9 @@ pub(crate) enum Failure {
     Timeout {
         /// As above.
         complete: usize,
-        /// Whether the queue has moved at all meanwhile.
-        is_moving: bool,
+        /// The position of the batch, if it is the host's and waiting again makes sense: the queue
+        /// is slow, but moves.
+        overdue: Option<u64>,
     },
     /// There is a fatal signal for the thread.
     Interrupted {
@@ -116,12 +117,9 @@ impl Failure {
                 complete: count + complete,
                 cerror,
             },
-            Self::Timeout {
-                complete,
-                is_moving,
-            } => Self::Timeout {
+            Self::Timeout { complete, overdue } => Self::Timeout {
                 complete: count + complete,
-                is_moving,
+                overdue,
             },
             Self::Interrupted { complete } => Self::Interrupted {
                 complete: count + complete,
@@ -312,7 +310,7 @@ impl<H: Hw> Cmdq<H> {
             None => Ok(()),
             Some((index, _, Verdict::Pending(_))) => Err(Failure::Timeout {
                 complete: index,
-                is_moving: false,
+                overdue: None,
             }),
             Some((index, sid, _)) => {
                 self.stats.refused.add(1, Relaxed);
@@ -538,10 +536,17 @@ impl<H: Hw> Cmdq<H> {
     #[cold]
     fn wait_again(&self, cmds: &[Cmd], failure: Failure, failures: u32) -> Result<(), Failure> {
         let begin = self.hw.now();
+        let Failure::Timeout {
+            overdue: Some(start),
+            ..
+        } = failure
+        else {
+            return Err(failure);
+        };
         let mut outcome = Err(failure);
 
         while let Err(Failure::Timeout {
-            is_moving: true, ..
+            overdue: Some(_), ..
         }) = outcome
         {
             if self.hw.interrupts_are_disabled() || self.hw.now() - begin > SLOW_LIMIT {
@@ -553,6 +558,7 @@ impl<H: Hw> Cmdq<H> {
                 .submit_cold(&[], true, Sender::Host)
                 .and_then(|errors| {
                     let mut errors = errors.unwrap_or_default();
+                    errors.first = self.log.first_of_overdue(start);
                     errors.atc_inv_sync |= self.streams.host_failures() != failures;
                     self.resolve_host(cmds, errors)
                 });
@@ -685,7 +691,12 @@ impl<H: Hw> Cmdq<H> {
         let consumed = self
             .ring
             .count_consumed(&self.hw, slots.start, count as u64);
-        let errors = self.log.take(self.indices(slots.start, count), cmds.len());
+        let indices = self.indices(slots.start, count);
+        let overdue = (sender == Sender::Host && is_moving).then_some(slots.start);
+        let errors = match overdue {
+            Some(start) => self.log.take_overdue(indices, cmds.len(), start),
+            None => self.log.take(indices, cmds.len()),
+        };
         let mut first = errors.first;
         if errors.atc_inv_sync {
             if self
@@ -714,7 +725,7 @@ impl<H: Hw> Cmdq<H> {
         if sender == Sender::Host {
             return Failure::Timeout {
                 complete: 0,
-                is_moving,
+                overdue,
             };
         }
         // The CMD_SYNC that has replaced a command completes those before it.
@@ -729,7 +740,7 @@ impl<H: Hw> Cmdq<H> {
             },
             (None, _) => Failure::Timeout {
                 complete: 0,
-                is_moving,
+                overdue: None,
             },
         }
     }
@@ -877,13 +888,13 @@ impl<H: Hw> Cmdq<H> {
         let consumed = self.ring.consumed(&self.hw);
 
         self.wait_on(false, SLOW_LIMIT, || look(0))
-            .unwrap_or_else(|TimedOut { is_moving }| {
+            .unwrap_or_else(|_| {
                 // The completion MSI of what was consumed before this wait does not come any more.
                 look(consumed).unwrap_or_else(|_| {
                     self.timed_out(self.ring.reserved(), sender);
                     Err(Failure::Timeout {
                         complete: 0,
-                        is_moving,
+                        overdue: None,
                     })
                 })
             })
@@ -899,11 +910,12 @@ impl<H: Hw> Cmdq<H> {
 
     /// Handles the active error; see [`ErrorLog::handle()`].
     pub(crate) fn handle_error(&self, inline: bool) -> Handled {
-        let handled = self.log.handle(&self.hw, inline, |index| {
-            let is_at = |position| {
-                // Not the slot's use a round before.
-                self.ring.index(position) == index && !self.ring.is_consumed(&self.hw, position)
-            };
+        // Not the slot's use a round before.
+        let is_at = |index, position| {
+            self.ring.index(position) == index && !self.ring.is_consumed(&self.hw, position)
+        };
+        let handled = self.log.handle(&self.hw, inline, is_at, |index| {
+            let is_at = |position| is_at(index, position);
             if self.streams.abandoned_sync_failed(self.hw.now(), is_at) {
                 self.hw.block_ats();
             }

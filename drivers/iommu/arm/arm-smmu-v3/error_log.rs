@@ -129,13 +129,38 @@ pub(crate) enum Handled {
     Later,
 }
 
-/// The slot at which the queue was stopped last.
+/// A slot at which the queue was stopped.
 struct Stop {
     index: usize,
     /// When it was stopped there for the first time.
     since: Instant<Monotonic>,
     /// The next error there is not acknowledged before this time.
     not_before: Instant<Monotonic>,
+}
+
+/// The most batches in [`State::overdue`].
+const MAX_OVERDUE: usize = 32;
+
+/// A batch of the host that was not complete in time, and whose submitter waits again.
+#[derive(Clone, Copy)]
+struct Overdue {
+    /// Its position.
+    start: u64,
+    /// The number of its commands.
+    len: usize,
+    /// The first of them that was replaced, and why.
+    first: Option<(usize, Cerror)>,
+}
+
+/// What [`ErrorLog::state`] protects.
+struct State {
+    /// The slot at which the queue was stopped last.
+    stop: Option<Stop>,
+    /// Others may have got the slots of these batches when their submitters look for errors, so the
+    /// records of the slots do not do. With too many, the oldest one is forgotten.
+    overdue: [Option<Overdue>; MAX_OVERDUE],
+    /// The index of the next one, or of the oldest.
+    next: usize,
 }
 
 /// Slots that this CPU waits for on behalf of a guest; see [`ErrorLog::mark_guest()`].
@@ -151,7 +176,7 @@ impl Drop for GuestMark<'_> {
 /// The records of all slots, and how errors are handled.
 #[pin_data]
 pub(crate) struct ErrorLog {
-    /// Written with `stop` locked.
+    /// Written with `state` locked.
     records: KVVec<Atomic<i8>>,
     /// How many records are not empty, so that there is one place to look at when all is well.
     count: Atomic<u32>,
@@ -160,9 +185,9 @@ pub(crate) struct ErrorLog {
     guests: KVVec<CacheLine<Atomic<u64>>>,
     /// An error was handled inline since the last interrupt, whose interrupt may still come.
     interrupt_may_come: Atomic<bool>,
-    /// Held while an error is handled.
+    /// Locked while an error is handled.
     #[pin]
-    stop: RawSpinLockIrq<Option<Stop>>,
+    state: RawSpinLockIrq<State>,
 }
 
 impl ErrorLog {
@@ -174,7 +199,14 @@ impl ErrorLog {
             // CAST: `usize` has 64 bits here.
             guests: try_vec(nr_cpu_ids() as usize, || CacheLine(Atomic::new(0)))?,
             interrupt_may_come: Atomic::new(false),
-            stop <- new_raw_spinlock_irq!(None, "arm_smmu_cmdq_error_log"),
+            state <- new_raw_spinlock_irq!(
+                State {
+                    stop: None,
+                    overdue: [None; MAX_OVERDUE],
+                    next: 0,
+                },
+                "arm_smmu_cmdq_error_log"
+            ),
         }? Error)
     }
 
@@ -188,7 +220,7 @@ impl ErrorLog {
         Record(self.records[index].load(Relaxed))
     }
 
-    /// Changes a record. The caller has `stop` locked.
+    /// Changes a record. The caller has `state` locked.
     fn set(&self, index: usize, record: Record) {
         let was = self.get(index);
 
@@ -237,7 +269,8 @@ impl ErrorLog {
     /// Handles the active error. Replaces `__arm_smmu_cmdq_skip_err()`, but also writes
     /// `SMMU_GERRORN`.
     ///
-    /// `inline` says that the caller waits for the queue and is not the interrupt handler.
+    /// `inline` says that the caller waits for the queue and is not the interrupt handler. `is_at`
+    /// says whether the slot with an index, at which the queue is stopped, is that of a position.
     /// `on_atc_inv_sync` is called for an `ATC_INV_SYNC`, with the index of its `CMD_SYNC`, before
     /// the SMMU can get past that.
     ///
@@ -247,6 +280,7 @@ impl ErrorLog {
         &self,
         hw: &H,
         inline: bool,
+        is_at: impl Fn(usize, u64) -> bool,
         on_atc_inv_sync: impl FnOnce(usize),
     ) -> Handled {
         let no_error = || {
@@ -262,7 +296,7 @@ impl ErrorLog {
         if !hw.error_is_active() {
             return no_error();
         }
-        let mut stop = self.stop.lock();
+        let mut state = self.state.lock();
         // Another CPU may have handled it meanwhile.
         if !hw.error_is_active() {
             return no_error();
@@ -276,7 +310,7 @@ impl ErrorLog {
         let now = hw.now();
 
         // A record of the slot shows that this is not the first error of the command there.
-        let since = match &*stop {
+        let since = match &state.stop {
             Some(stop) if stop.index == index && was != Record::NONE => {
                 if (now - stop.not_before).is_negative() {
                     return Handled::Later;
@@ -287,7 +321,7 @@ impl ErrorLog {
         };
         let stopped_for = now - since;
         let pause = (stopped_for.as_nanos() / 8).clamp(MIN_PAUSE.as_nanos(), MAX_PAUSE.as_nanos());
-        *stop = Some(Stop {
+        state.stop = Some(Stop {
             index,
             since,
             not_before: now + Delta::from_nanos(pause),
@@ -308,7 +342,17 @@ impl ErrorLog {
         // All of this is ordered before the acknowledgment. Until then the SMMU does not read the
         // slot, and nothing behind it becomes complete.
         self.set(index, was.with(bits));
-        if action == Action::Replace {
+        if let (Action::Replace, Some(cerror)) = (action, cerror) {
+            for batch in state.overdue.iter_mut().flatten() {
+                // CAST: `usize` has 64 bits here.
+                let offset = index.wrapping_sub(batch.start as usize) & (self.records.len() - 1);
+                let is_later = batch.first.is_some_and(|(first, _)| first <= offset);
+
+                // CAST: As above.
+                if offset < batch.len && !is_later && is_at(index, batch.start + offset as u64) {
+                    batch.first = Some((offset, cerror));
+                }
+            }
             // Nobody else writes to the slot: its submitter is done, and the next one waits until
             // the SMMU has consumed it.
             entry.write(if hw.sync_has_msi() {
@@ -338,7 +382,7 @@ impl ErrorLog {
 
     /// Acknowledges an error without handling it, for an SMMU that is being reset.
     pub(crate) fn reset<H: Hw>(&self, hw: &H) {
-        let mut stop = self.stop.lock();
+        let mut state = self.state.lock();
 
         if hw.error_is_active() {
             hw.acknowledge();
@@ -346,12 +390,12 @@ impl ErrorLog {
         for index in 0..self.records.len() {
             self.set(index, Record::NONE);
         }
-        *stop = None;
+        state.stop = None;
     }
 
     /// Calls `f` with the lock held that [`Hw::acknowledge()`] asks for.
     pub(crate) fn with_lock<R>(&self, f: impl FnOnce() -> R) -> R {
-        let _stop = self.stop.lock();
+        let _state = self.state.lock();
 
         f()
     }
@@ -369,19 +413,59 @@ impl ErrorLog {
                 continue;
             }
             // If the queue is stopped at this slot, another CPU may be about to handle the error.
-            guard.get_or_insert_with(|| self.stop.lock());
-            let record = self.get(index);
-            self.set(index, Record::NONE);
-
-            errors.atc_inv_sync |= record.has(Record::ATC_INV_SYNC);
-            if errors.first.is_none() && i < len {
-                if record.has(Record::ILL) {
-                    errors.first = Some((i, Cerror::Ill));
-                } else if record.has(Record::ABT) {
-                    errors.first = Some((i, Cerror::Abt));
-                }
-            }
+            guard.get_or_insert_with(|| self.state.lock());
+            self.take_slot(index, i, len, &mut errors);
         }
         errors
+    }
+
+    /// As [`Self::take()`] for a batch of the host at the position `start`, which is not complete.
+    /// [`Self::first_of_overdue()`] tells later what it has.
+    #[cold]
+    pub(crate) fn take_overdue(&self, slots: Range<usize>, len: usize, start: u64) -> Errors {
+        let mut errors = Errors::default();
+        // All the time, so that an error is either in a record by now, or for the batch.
+        let mut state = self.state.lock();
+
+        for (i, slot) in slots.enumerate() {
+            self.take_slot(slot & (self.records.len() - 1), i, len, &mut errors);
+        }
+        let next = state.next;
+        state.overdue[next] = Some(Overdue {
+            start,
+            len,
+            first: errors.first,
+        });
+        state.next = (next + 1) % MAX_OVERDUE;
+        errors
+    }
+
+    /// The first command that was replaced of the batch at the position `start`, if it is known.
+    #[cold]
+    pub(crate) fn first_of_overdue(&self, start: u64) -> Option<(usize, Cerror)> {
+        let state = self.state.lock();
+        let batch = state
+            .overdue
+            .iter()
+            .flatten()
+            .find(|batch| batch.start == start)?;
+
+        batch.first
+    }
+
+    /// Removes the record of the slot with this index, the `i`th of a batch with `len` commands,
+    /// and adds it to `errors`. The caller has `state` locked.
+    fn take_slot(&self, index: usize, i: usize, len: usize, errors: &mut Errors) {
+        let record = self.get(index);
+        self.set(index, Record::NONE);
+
+        errors.atc_inv_sync |= record.has(Record::ATC_INV_SYNC);
+        if errors.first.is_none() && i < len {
+            if record.has(Record::ILL) {
+                errors.first = Some((i, Cerror::Ill));
+            } else if record.has(Record::ABT) {
+                errors.first = Some((i, Cerror::Abt));
+            }
+        }
     }
 }

@@ -356,6 +356,30 @@ mod host {
         Ok(())
     }
 
+    /// An illegal command is told even if it takes a second wait, whether the error comes in the
+    /// first one or in the second, and its slot may have another command by then.
+    #[test]
+    fn ill_in_second_wait() -> Result {
+        assert!(each(|bench| {
+            let mut fates = [Slow; 17];
+            for index in [0, 16] {
+                fates[index] = Illegal;
+                let timeouts = bench.smmu().timeouts();
+                ensure!(bench.0.issue_host(&fates, true) == fails(index, ILL));
+                ensure!(bench.smmu().timeouts() > timeouts);
+                ensure!(bench.smmu().is_complete(bench.0.tag(1)));
+                fates[index] = Slow;
+
+                // Nobody else is, nor the same one again.
+                ensure!(bench.0.issue_host(&fates, true).is_ok());
+                ensure!(bench.0.is_true(17, Ok(())));
+            }
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
     /// The queue stands still while the commands are replayed one by one: the rest is in the queue
     /// by then, and which device it was is found out later.
     #[test]

@@ -94,7 +94,7 @@ pub(super) fn stuck(cerror: Cerror) -> Outcome {
 /// That it did not get as far as to the end of the batch, and there is no error of its commands.
 pub(super) const TIMEOUT: Outcome = Err(Failure::Timeout {
     complete: 0,
-    is_moving: false,
+    overdue: None,
 });
 
 /// The outcome without what depends on when it was looked at.
@@ -102,7 +102,7 @@ fn settled(outcome: Outcome) -> Outcome {
     outcome.map_err(|failure| match failure {
         Failure::Timeout { complete, .. } => Failure::Timeout {
             complete,
-            is_moving: false,
+            overdue: None,
         },
         failure => failure,
     })

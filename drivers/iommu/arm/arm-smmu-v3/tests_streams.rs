@@ -39,7 +39,7 @@ use super::{
 /// That the SMMU still waits for the answer to an earlier command.
 const PENDING: Outcome = Err(Failure::Timeout {
     complete: 0,
-    is_moving: false,
+    overdue: None,
 });
 
 /// Issues a guest's commands. Returns what came of it, and how many `ATC_INV_SYNC` there were.

@@ -250,14 +250,10 @@ fn produce(queue: &Queue, producer: usize, batches: &[Batch], may_time_out: bool
             }
             _ => false,
         };
-        // A host that has had to wait twice does not learn that a command of its own was illegal, which
-        // makes no difference to what it does next.
         let is_host = !matches!(batch, Guest(_));
-        let may_be_untold = may_time_out && is_host && outcome.is_ok() && fates.contains(&Illegal);
         let may_doubt = may_time_out || queue.hw.interrupts_are_disabled();
         let is_right = outcome == batch.expected()
             || may_time_out && is_too_late(outcome)
-            || may_be_untold
             || may_doubt && outcome.is_err_and(is_doubtful);
         assert!(
             is_right,
@@ -279,9 +275,7 @@ fn produce(queue: &Queue, producer: usize, batches: &[Batch], may_time_out: bool
         // The host does not issue again what is behind a command that failed.
         for (index, tag) in tags(producer, number, batch).enumerate() {
             let is_fine = matches!(fates[index], Fine | Abort(_) | Answered | AnsweredAgain);
-            let is_left_out = may_be_untold && fates[index] == Illegal;
-            let must_be =
-                index < complete && !is_left_out || is_host && failed.is_some() && is_fine;
+            let must_be = index < complete || is_host && failed.is_some() && is_fine;
             let is = queue.hw.facts.is_complete(tag);
             assert!(is || !must_be, "{tag:?} is not complete after {outcome:?}");
             assert!(
