@@ -403,12 +403,36 @@ static void attach_forgets(struct kunit *test)
 	}
 }
 
+/* After a reset, nothing is executed that was issued before, and all else is. */
+static void reset(struct kunit *test)
+{
+	struct soft_cmdqv *soft = soft_cmdqv_start(test, true);
+	struct soft_cmdq *own = &soft->queues[1];
+	struct arm_smmu_cmd cmds[] = { tlbi(), tlbi(), tlbi() };
+	struct arm_smmu_cmd illegal = arm_smmu_make_cmd_op(OP_ILLEGAL);
+
+	for (int i = 0; i < 50; i++) {
+		KUNIT_EXPECT_EQ(test, 0, issue(soft, own->cmdq, cmds, 3, true));
+		/* Stops the queue, of which nobody is told */
+		if (i % 2)
+			KUNIT_EXPECT_EQ(test, 0,
+					issue(soft, own->cmdq, &illegal, 1, false));
+		KUNIT_ASSERT_EQ(test, 0,
+				tegra241_cmdqv_hw_reset(&soft->cmdqv->smmu));
+	}
+	KUNIT_EXPECT_EQ(test, 150, own->cmds);
+	KUNIT_EXPECT_EQ(test, 50, own->syncs);
+	KUNIT_EXPECT_EQ(test, readl(own->cmdq->gerror_reg),
+			readl(own->cmdq->gerrorn_reg));
+}
+
 static struct kunit_case tegra241_cmdqv_test_cases[] = {
 	KUNIT_CASE(commands),
 	KUNIT_CASE(supports_cmd),
 	KUNIT_CASE(illegal),
 	KUNIT_CASE(interrupt),
 	KUNIT_CASE(attach_forgets),
+	KUNIT_CASE(reset),
 	{}
 };
 
