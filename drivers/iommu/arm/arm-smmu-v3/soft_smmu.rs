@@ -204,6 +204,8 @@ pub(crate) enum Violation {
     Acknowledge = 1 << 3,
     /// The completion message was for another slot.
     Message = 1 << 4,
+    /// An entry was read that could not be fetched: its memory may be poisoned.
+    Poisoned = 1 << 5,
 }
 
 /// How many entries are fetched ahead at most.
@@ -966,6 +968,9 @@ impl Hw for SoftSmmu {
     }
 
     fn trace_error(&self, report: &Report) {
+        if report.cerror == Some(Cerror::Abt) && report.cmd.is_some() {
+            self.violate(Violation::Poisoned);
+        }
         let mut log = self.log.lock();
         let len = log.len;
 

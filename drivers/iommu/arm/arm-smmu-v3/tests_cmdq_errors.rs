@@ -464,6 +464,31 @@ mod errors {
         }
     }
 
+    /// What the interrupt handler is told: whether there was an error since it was called last,
+    /// even if a CPU that waits has handled it.
+    #[test]
+    fn interrupts() -> Result {
+        assert!(each(|bench| {
+            let queue = bench.0.queue.clone();
+
+            ensure!(matches!(queue.handle_error(false), Handled::NoError));
+            ensure!(bench.0.issue_host(&[Illegal], false).is_ok());
+            bench.smmu().settle();
+            ensure!(matches!(
+                queue.handle_error(false),
+                Handled::Acknowledged(_)
+            ));
+            ensure!(matches!(queue.handle_error(false), Handled::NoError));
+
+            ensure!(bench.0.issue(&[Illegal], Wait::Complete) == fails(0, ILL));
+            ensure!(matches!(queue.handle_error(false), Handled::ByWaiter));
+            ensure!(matches!(queue.handle_error(false), Handled::NoError));
+            let _ = bench.smmu().take_log();
+            bench.can_be_used()
+        })?);
+        Ok(())
+    }
+
     /// Those behind a slot that cannot be got past are told that it takes too long, and no code.
     #[test]
     fn others_are_not_told() -> Result {
