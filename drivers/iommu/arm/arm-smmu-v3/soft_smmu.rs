@@ -3,14 +3,14 @@
 //! An SMMU made of software: the command queue interface of IHI 0070, 4.1, 4.7.3, 4.8 and 7.1, for
 //! KUnit tests.
 //!
-//! It consumes commands on its own account, at random but by a seed. As it has no hardware to run
-//! on, it borrows the CPU of whoever accesses it or waits for it, which may be several at once, and
-//! that of a thread that calls [`SoftSmmu::run()`] in a loop. It takes more liberties than a
-//! physical SMMU would: it fetches entries ahead, lets `SMMU_CMDQ_CONS` lag behind or run ahead of
-//! the completion message, and makes entries useless once they are consumed.
+//! How many commands it consumes at a time, and when, is random, from a seed. It runs on the CPUs
+//! that access it or wait for it, which may be several at once, and in a thread that calls
+//! [`SoftSmmu::run()`] in a loop. It does all that the architecture allows: it fetches entries
+//! ahead, and `SMMU_CMDQ_CONS` may be behind the completion MSI or ahead of it. Entries that are
+//! consumed are overwritten, so that nobody relies on them.
 //!
-//! What is wrong with a command can be told from the command, see [`Fate`]. So a test knows what to
-//! expect before the command is sent. Afterwards the SMMU tells what was executed, see
+//! What becomes of a command is part of the command, see [`Fate`]. So a test knows what to expect
+//! before the command is issued. Afterwards the SMMU says what was executed, see
 //! [`SoftSmmu::is_complete()`].
 
 use kernel::{
@@ -76,7 +76,7 @@ pub(crate) enum Fate {
     Slow,
 }
 
-/// So often that it does not end on its own.
+/// A number of times that does not end.
 pub(crate) const FOR_EVER: u32 = u32::MAX;
 
 /// What tells a command from all others.
@@ -172,16 +172,16 @@ fn is_for_all(word0: u64, word1: u64) -> bool {
     word0 & 0xff == ATC_INV && word1 == 52
 }
 
-/// How an SMMU goes about its business.
+/// How an SMMU behaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
-    /// Decides all that is random.
+    /// For the random numbers.
     pub(crate) seed: u64,
     /// Completes a `CMD_SYNC` by writing zeroes over it.
     pub(crate) overwrites: bool,
     /// The most commands that are consumed at once.
     pub(crate) pace: u32,
-    /// Of so many `CMD_SYNC`s, one is at fault at first. 0 if none is.
+    /// Of so many `CMD_SYNC`s, one fails at first. 0 if none does.
     pub(crate) bad_syncs: u32,
     /// For how many pauses it stands still before a command that is [`Fate::Slow`].
     pub(crate) stall: u32,
@@ -269,7 +269,7 @@ struct State {
 }
 
 impl State {
-    /// Ends all that lasts for ever.
+    /// Ends all failures that last for ever.
     fn heal(&mut self) {
         self.illegal_syncs = 0;
         self.sync_aborts = 0;
@@ -348,15 +348,15 @@ pub(crate) struct SoftSmmu {
 /// In a word of the ledger: the command is a `CMD_ATC_INV` that was not answered.
 const UNANSWERED: u64 = 1 << 31;
 
-/// The time that a pause takes at least, while an error is to be noticed.
+/// The time that a pause takes while there is an error, in the first [`NOTICED`].
 const PAUSE: Delta = Delta::from_micros(20);
 
-/// By then it should have been. Only the clock counts from there on, as another CPU may handle it.
+/// By then a CPU that waits should have noticed it. From there on pauses take no time of their own,
+/// as another CPU may be about to handle the error.
 const NOTICED: Delta = Delta::from_millis(1);
 
 /// How much slower the clock of the SMMU is than that of the machine, whose CPUs may be emulated
-/// and take turns on those of another. A queue that does not go on for good is noticed all the
-/// same.
+/// and share those of another, so that nothing times out for that reason alone.
 const SLOWER: i64 = 16;
 
 impl SoftSmmu {
@@ -466,7 +466,7 @@ impl SoftSmmu {
         }
     }
 
-    /// Is reset, with `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` set to this.
+    /// Resets the SMMU, with `SMMU_CMDQ_PROD` and `SMMU_CMDQ_CONS` set to this.
     pub(crate) fn reset(&self, register: u32) {
         let mut state = self.state.lock();
         // The position of the register from here on.
@@ -492,7 +492,7 @@ impl SoftSmmu {
         self.state.lock().stall = pauses;
     }
 
-    /// Finds fault with so many `CMD_SYNC`s, or takes all for illegal [`FOR_EVER`].
+    /// Takes the next so many `CMD_SYNC`s for illegal, or all of them with [`FOR_EVER`].
     pub(crate) fn refuse_syncs(&self, count: u32) {
         self.state.lock().illegal_syncs = count;
     }
@@ -502,12 +502,12 @@ impl SoftSmmu {
         self.state.lock().sync_aborts = count;
     }
 
-    /// Ends all that lasts for ever: there is nothing wrong with what is in the queue now.
+    /// Ends all failures that last for ever, also of the commands that are in the queue now.
     pub(crate) fn heal(&self) {
         self.state.lock().heal();
     }
 
-    /// Does so after some time.
+    /// As [`Self::heal()`], after some time.
     pub(crate) fn heal_after(&self, time: Delta) {
         self.state.lock().heal_at = Some(self.now() + time);
     }
@@ -703,7 +703,7 @@ impl SoftSmmu {
         }
 
         match opcode {
-            CMD_SYNC => return self.sync_up(state, word0, word1),
+            CMD_SYNC => return self.execute_sync(state, word0, word1),
             TLBI_NH_VA | CFGI_CD => self.execute(word1, true),
             ATC_INV => {
                 // CAST: 32 bits.
@@ -725,11 +725,11 @@ impl SoftSmmu {
             0 | USED => self.violate(Violation::Unwritten),
             _ => return self.stop(state, Cerror::Ill),
         }
-        self.go_on(state, true);
+        self.go_on(state, false);
         true
     }
 
-    /// Finds out what is to become of the entry at the head.
+    /// Finds out what becomes of the entry at `cons`.
     fn look_up(&self, state: &mut State, word0: u64, word1: u64) {
         match word0 & 0xff {
             CMD_SYNC => {
@@ -788,7 +788,7 @@ impl SoftSmmu {
         state.previous = Some(tag);
     }
 
-    /// Puts down that a command was executed.
+    /// Notes in the ledger that a command was executed.
     fn execute(&self, word1: u64, is_answered: bool) {
         let tag = Tag::of_word1(word1);
         let syncs = self.syncs.load(Relaxed) & (UNANSWERED - 1);
@@ -799,7 +799,7 @@ impl SoftSmmu {
     }
 
     /// Executes `CMD_SYNC`.
-    fn sync_up(&self, state: &mut State, word0: u64, word1: u64) -> bool {
+    fn execute_sync(&self, state: &mut State, word0: u64, word1: u64) -> bool {
         if state.illegal_syncs != 0 {
             if state.illegal_syncs != FOR_EVER {
                 state.illegal_syncs -= 1;
@@ -810,7 +810,7 @@ impl SoftSmmu {
             state.stall = core::mem::take(&mut state.atc_stall);
             return false;
         }
-        // All that was not answered has been told of then.
+        // Once for all that were not answered.
         if core::mem::take(&mut state.unanswered) {
             state.atc_stall_behind = state.atc_stall_behind.saturating_sub(1);
             return self.stop(state, Cerror::AtcInvSync);
@@ -836,14 +836,14 @@ impl SoftSmmu {
                 }
             }
         }
-        self.go_on(state, !is_message);
+        self.go_on(state, is_message);
         state.is_behind_msi = is_message;
         true
     }
 
-    /// Moves on to the next entry. That of a `CMD_SYNC` that is overwritten is left alone.
-    fn go_on(&self, state: &mut State, spoil: bool) {
-        if spoil {
+    /// Moves on to the next entry. Overwrites this one, unless it is a `CMD_SYNC` with an MSI.
+    fn go_on(&self, state: &mut State, has_msi: bool) {
+        if !has_msi {
             self.entry(state.cons).write(Cmd::new([USED, 0]));
         }
         state.cmds += u64::from(state.previous.is_some() || state.is_for_all);

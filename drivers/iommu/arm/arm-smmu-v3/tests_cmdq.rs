@@ -157,7 +157,7 @@ mod single {
         Ok(())
     }
 
-    /// A time-out that does not repeat when the commands are sent again is nobody's business.
+    /// A time-out that does not repeat when the commands are issued again is told to nobody.
     #[test]
     fn atc_once() -> Result {
         assert!(each(|bench| {
@@ -174,7 +174,7 @@ mod single {
         Ok(())
     }
 
-    /// One that repeats is, and no more are waited for than the first.
+    /// One that repeats is told, and behind the first such command none is issued again.
     #[test]
     fn atc_always() -> Result {
         assert!(each(|bench| {
@@ -355,7 +355,7 @@ mod single {
         Ok(())
     }
 
-    /// An SMMU to which no `CMD_SYNC` is legal: that is nobody's command, and nobody's error.
+    /// An SMMU to which no `CMD_SYNC` is legal: no submitter is told of an error, only of a time-out.
     #[test]
     fn bad_sync_for_ever() -> Result {
         assert!(each(|bench| {
@@ -465,7 +465,7 @@ mod single {
                 ensure!(bench.sync(&[], Ok(()), &[]));
                 ensure!(bench.smmu().is_complete(tag));
             }
-            // Each of them has waited in vain once, after which the SMMU goes on.
+            // Each of them has timed out once, after which the SMMU goes on.
             ensure!(bench.smmu().timeouts() == 2);
             bench.is_clean()
         })?);
@@ -548,7 +548,7 @@ mod single {
         Ok(())
     }
 
-    /// Empty batches, which take no slot, among others.
+    /// Empty batches: without a `CMD_SYNC` they take no slot.
     #[test]
     fn empty() -> Result {
         assert!(each(|bench| {

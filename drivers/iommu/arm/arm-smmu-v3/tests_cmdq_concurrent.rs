@@ -131,8 +131,8 @@ fn unbound() -> &'static Queue {
     unsafe { Queue::from_raw(bindings::system_dfl_wq) }
 }
 
-/// Has several users work on a queue at the same time, and looks whether each of them is told the
-/// truth and the queue is as new in the end.
+/// Has several users issue batches at the same time. Checks what each of them is told, and that the
+/// queue is empty and without errors in the end.
 fn contend(plan: Plan) -> Result<bool> {
     let queue = queue(plan.manner)?;
     // On one CPU the thread would only take turns with those who run the SMMU anyhow.
@@ -184,7 +184,7 @@ fn contend(plan: Plan) -> Result<bool> {
     Ok(is_ok)
 }
 
-/// As [`Bench::can_be_used()`] where a `CMD_SYNC` may be at fault.
+/// As [`Bench::can_be_used()`] where a `CMD_SYNC` may fail.
 fn finish(bench: &mut Bench) -> bool {
     ensure!(bench.0.issue(&[Fine; LEN - 1], Wait::Complete).is_ok());
     ensure!(bench.0.is_true(LEN - 1, Ok(())));
