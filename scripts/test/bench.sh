@@ -172,7 +172,7 @@ group_relay() { # VARIANT
 }
 
 group_memory() {
-	count "$1" memory "mount -t tracefs tracefs /sys/kernel/tracing && $bench memory --mix va"
+	count "$1" memory "$bench memory --mix va"
 }
 
 group_stack() {

@@ -675,6 +675,39 @@ pub fn debugfs(name: &str) -> Result<u64, Error> {
         .ok_or(Error::Missing("such counter in debugfs"))
 }
 
+/// A tracepoint of the driver's. With a kernel that does not have it, nothing is traced.
+pub struct Trace(&'static str);
+
+impl Trace {
+    const DIR: &str = "/sys/kernel/tracing";
+
+    /// Traces `event` from now on, and nothing else.
+    pub fn start(event: &'static str) -> Self {
+        let trace = Trace(event);
+        let _ = fs::write(format!("{}/trace", Self::DIR), "");
+        trace.enable("1");
+        trace
+    }
+
+    fn enable(&self, on: &str) {
+        let Trace(event) = self;
+        let _ = fs::write(
+            format!("{}/events/arm_smmu_v3/{event}/enable", Self::DIR),
+            on,
+        );
+    }
+
+    /// Ends that. The last word of each line.
+    pub fn end(self) -> Vec<String> {
+        self.enable("0");
+        let text = fs::read_to_string(format!("{}/trace", Self::DIR)).unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains(self.0));
+        lines
+            .filter_map(|line| line.split_whitespace().last().map(String::from))
+            .collect()
+    }
+}
+
 /// How many CPUs there are.
 pub fn cpus() -> usize {
     // Not available_parallelism(), which goes by where this thread may run.

@@ -5,6 +5,7 @@
 use std::thread;
 use std::time::Instant;
 
+use crate::lab::Trace;
 use crate::vm::HostPage;
 
 use super::*;
@@ -421,6 +422,9 @@ fn sleep_until(time: Instant) {
     thread::sleep(time.saturating_duration_since(Instant::now()));
 }
 
+/// The tracepoint of a back-off, which ends with its length.
+const BACKOFF_EVENT: &str = "arm_smmu_cmdq_backoff";
+
 /// A device that does not answer may not hold up the queue again and again.
 fn backoff(cases: &mut Vec<Case>) {
     const SECOND: Duration = Duration::from_secs(1);
@@ -436,9 +440,11 @@ fn backoff(cases: &mut Vec<Case>) {
             // A kernel that refuses none does not count them.
             let count = || lab::debugfs("refused").unwrap_or(0);
             let refused = count();
+            let trace = Trace::start(BACKOFF_EVENT);
             let mut calls = Calls::to_dead_device(lab, 0)?;
             let mut expected = 0;
-            for seconds in [1, 2, 4, 8, 16, 32, 64, 64] {
+            let all_seconds = [1, 2, 4, 8, 16, 32, 64, 64];
+            for seconds in all_seconds {
                 let time = seconds * SECOND;
                 let (start, end) = calls.call("issued", &[atc(0)], not_answered(0))?;
                 // Just before it is over.
@@ -457,6 +463,11 @@ fn backoff(cases: &mut Vec<Case>) {
             let refused = count() - refused;
             if refused != expected {
                 let fault = format!("{refused} refused in debugfs, not {expected}");
+                calls.finding.faults.push(fault);
+            }
+            let traced = trace.end();
+            if traced != all_seconds.map(|seconds| format!("msecs={seconds}000")) {
+                let fault = format!("{BACKOFF_EVENT} was traced as {traced:?}");
                 calls.finding.faults.push(fault);
             }
             calls.end()
@@ -503,6 +514,24 @@ fn backoff(cases: &mut Vec<Case>) {
             calls.is_dead(0)?;
             calls.counted = calls.lab.control.stats()?;
             calls.call("after the attach", &[atc(0)], not_answered(0))?;
+            calls.issued(2)?;
+            calls.end()
+        },
+    );
+    row(
+        "backoff-reset",
+        "in that time: a reset of the device ends it, if the device answers then",
+        "EIO 0 ATC_INV_SYNC",
+        |lab| {
+            let mut calls = Calls::to_dead_device(lab, 0)?;
+            calls.call("issued", &[atc(0)], not_answered(0))?;
+            calls.call("refused", &[atc(0)], not_answered(0))?;
+            calls.issued(2)?;
+            calls.lab.control.set(&[])?;
+            calls.lab.vm(On::Net)?.reset();
+            calls.is_dead(0)?;
+            calls.counted = calls.lab.control.stats()?;
+            calls.call("after the reset", &[atc(0)], not_answered(0))?;
             calls.issued(2)?;
             calls.end()
         },
