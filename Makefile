@@ -78,9 +78,10 @@ kselftest: image ## the kernel's own self-tests of iommufd, on VARIANT
 	@scripts/enter scripts/host/initrd.sh
 	@scripts/enter scripts/test/kselftest.sh $(ONLY)
 
-faults: tree ## tests on an SMMU that fails on demand, VARIANT only; ONLY=worst: worst cases of both kernels
+faults: tree ## tests on an SMMU that fails on demand, VARIANT only; ONLY=worst: worst cases of both kernels; ONLY=kexec: from one kernel to the next
 	@scripts/enter scripts/host/image.sh $(VARIANT)
 	@scripts/enter scripts/host/initrd.sh
+	@[ "$(ONLY)" != kexec ] || for variant in rust c; do scripts/enter scripts/host/image.sh $$variant || exit; done
 	@scripts/enter scripts/test/faults.sh $(ONLY)
 
 vmm: tree ## runs VMMs on VARIANT: QEMU, with a passed-through NVMe; then a small one (ONLY=same)

@@ -17,6 +17,9 @@
 # both kernels, which it builds, and prints a table. Fails where the Rust kernel is
 # worse than the C one, or misses a limit of its own.
 #
+# faults.sh kexec [VARIANT...]: has the Rust kernel give way to another one, by kexec,
+# while an error of the command queue is active, and tries that one's queue (rust c).
+#
 # Time is counted in instructions there, so that it does not depend on the machine: 32 ns
 # each, so that a CPU that polls for a second does not emulate many, and none for waiting
 # when nothing is to be done.
@@ -90,6 +93,56 @@ worst() {
 		END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 || passed == 0 }' \
 		<(grep -a ^worst "$LOGS/worst-c.log") <(grep -a ^worst "$LOGS/worst-rust.log")
 }
+
+# What the second kernel does. The row at the end gives the SMMU another rule.
+kexec_job() {
+	cat <<-'EOF'
+		passed=0 failed=0
+		check() {
+			if eval "$2"; then result='ok  ' passed=$((passed + 1)); else result=FAIL failed=$((failed + 1)); fi
+			echo "$result  $1"
+		}
+		errors=$(awk '/arm-smmu-v3-gerror/ { for (i = 2; $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }' /proc/interrupts)
+		check "the SMMU has its driver" '[ -e /sys/bus/platform/drivers/arm-smmu-v3/arm-smmu-v3.* ]'
+		check "no command has timed out" '! dmesg | grep -E "arm-smmu-v3.*(timeout|failed)"'
+		check "one interrupt for an error at most: $errors" '[ $errors -le 1 ]'
+	EOF
+	# shellcheck disable=SC2016 # for the guest
+	printf 'check "DMA sees an unmapping, which the SMMU could not fetch twice" "/vsmmu/vsmmu-faults %s"\n%s\n' \
+		"$1--only unmap-tlbi-abt-2" 'echo "$passed passed, $failed failed"; [ $failed = 0 ]'
+}
+
+# has_successor VARIANT: boots the Rust kernel, and from there the other one.
+has_successor() {
+	local files=$work/kexec-$1
+	mkdir -p "$files.job" "$files/next"
+	kexec_job "$([[ $1 != c ]] || echo '--comparison ')" >"$files.job/job"
+	cp "$BUILD/$1/Image" "$files/next/"
+	(cd "$files.job" && echo job | cpio --quiet -o -H newc -R 0:0) |
+		cat "$BUILD/acpi.cpio" "$BUILD/initrd.cpio" - >"$files/next/initrd"
+	say "$program: the rust kernel, and from there the $1 kernel"
+	NAME=kexec-$1 VARIANT=rust SMP=1 QEMU_ARGS="$(machine "$files.monitor" '') ${QEMU_ARGS-}" ALLOW=$allow \
+		TIMEOUT=${TIMEOUT:-900} FILES=$files RUN='/vsmmu/vsmmu-kexec --image /next/Image --initrd /next/initrd' \
+		"$REPO/scripts/host/boot.sh" >/dev/null
+}
+
+if [[ ${1-} == kexec ]]; then
+	shift
+	(($#)) || set -- rust c
+	passed=0 failed=0
+	for variant; do
+		rc=0
+		has_successor "$variant" || rc=$?
+		sed -En "s/^(ok  |FAIL)  /&from rust to $variant: /p" "$LOGS/kexec-$variant.log"
+		counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$LOGS/kexec-$variant.log" | tail -n 1)
+		((!rc)) || [[ ${counts#* } != 0 ]] || counts="${counts% *} 1"
+		counts=${counts:-0 1}
+		passed=$((passed + ${counts% *})) failed=$((failed + ${counts#* }))
+	done
+	printf '%d passed, %d failed\n' "$passed" "$failed"
+	((failed == 0))
+	exit
+fi
 
 if [[ ${1-} == worst ]]; then
 	printf '%-14s %-76s %6s %6s %-2s %7s\n' id 'what' C Rust '' limit

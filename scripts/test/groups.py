@@ -219,6 +219,7 @@ def faults(run: Run) -> None:
     # The host's own invalidations are lost on neither.
     for variant in KERNELS:
         on_failing_smmu(run, "unmappings that the SMMU cannot fetch", variant, ("pages4",), "unmap-")
+    run.table("another kernel takes over by kexec from a queue that is stopped", run.script("test/faults.sh", "kexec"))
     run.table("the worst that one can do to the others, against the C kernel", run.script("test/faults.sh", "worst"))
 
 
