@@ -38,10 +38,10 @@ TRACE_EVENT(arm_smmu_cmdq_batch,
 );
 
 /*
- * The SMMU raised an error of the command queue, and it was serviced. @cons is the
+ * The SMMU raised an error of the command queue, and it was handled. @cons is the
  * register at that time, which has the error code and the index. @word0 and @word1
  * are the command there, or 0 if it could not be fetched. @inline_ is true if a CPU
- * that was waiting for the queue serviced the error, and false if the interrupt
+ * that was waiting for the queue handled the error, and false if the interrupt
  * handler did.
  */
 TRACE_EVENT(arm_smmu_cmdq_error,

@@ -214,8 +214,8 @@ impl SmmuHw {
 
     /// Acknowledges those active errors that are among `errors`.
     ///
-    /// The caller holds the lock for servicing errors: the other bits of the register are left as
-    /// they are found.
+    /// The caller holds the lock of the error log, as the other bits of the register are written as
+    /// they were read.
     pub(crate) fn acknowledge_errors(&self, errors: u32) {
         // SAFETY: By the type invariants.
         unsafe {

@@ -355,7 +355,7 @@ mod single {
         Ok(())
     }
 
-    /// An SMMU to which no `CMD_SYNC` is legal: no submitter is told of an error, only of a time-out.
+    /// An SMMU to which no `CMD_SYNC` is legal: submitters are told of a time-out, and no error.
     #[test]
     fn bad_sync_for_ever() -> Result {
         assert!(each(|bench| {
