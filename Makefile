@@ -4,7 +4,7 @@
 
 MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
-export DISCARD VARIANT CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
+export DISCARD VARIANT DEBUG CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
 .PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-base series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
@@ -16,7 +16,8 @@ help: ## this list
 	@echo
 	@sed -n 's/^# \([A-Z_]*\) : /\1\t/p' Makefile | expand -t 12 | sed 's/^/  /'
 
-# VARIANT : which kernel: rust (default) or c, the same with the Rust options off
+# VARIANT : which kernel: rust (default), c, the same with the Rust options off, or debug-NAME, see DEBUG
+# DEBUG : for test: the NAME of a file in scripts/config/debug, the kernel of which checks more than the Rust kernel and takes its place
 # KSRC : build on your own kernel tree of the same series, which is left as it is
 # RUN : for boot: a command to run in the guest instead of giving a shell
 # INITRD : for boot: your own initrd
@@ -47,7 +48,7 @@ ifeq ($(ONLY),list)
 test:
 	@scripts/enter scripts/test/groups.py list
 else
-test: trees ## all tests; ends with "N passed, N failed"
+test: $(if $(DEBUG),tree,trees) ## all tests; ends with "N passed, N failed"
 	@scripts/enter scripts/test/groups.py $(ONLY)
 endif
 

@@ -52,6 +52,8 @@ cmd=("${QEMU:-qemu-system-aarch64}" -M virt,iommu=smmuv3,gic-version=3 -global a
 	-device edu,dma_mask=0xffffffffffff)
 # Tests that are built in are off unless a later parameter says otherwise.
 append="console=ttyAMA0 acpi=force panic=-1 kunit.enable=0"
+# As with PREEMPT_RT, threads handle interrupts.
+[[ ${VARIANT-} != debug-* ]] || append+=" threadirqs"
 [[ ! ${TIMEOUT:-${RUN:+180}} ]] || cmd=(timeout --foreground -k 5 "${TIMEOUT:-180}" "${cmd[@]}")
 read -ra more <<<"${QEMU_ARGS-}"
 
@@ -65,7 +67,7 @@ rc=0
 status=$(tail -n 1 "$log" | sed -n 's/^vsmmu-job-exit \([0-9]*\)$/\1/p')
 
 # What the kernel must not say, whatever the command's own verdict.
-bad='WARNING:|BUG:|Oops|Internal error|Kernel panic|UBSAN|KASAN|refcount_t'
+bad='WARNING:|BUG:|BUG [A-Za-z0-9_-]+ \(|Oops|Internal error|Kernel panic|UBSAN|KASAN|refcount_t'
 bad+='|(circular locking|recursive locking|invalid wait|inconsistent lock|suspicious RCU)'
 bad+='|rcu.*(stall|starved)|blocked for more than|soft lockup|hard LOCKUP'
 bad+='|arm-smmu-v3.*(CMDQ error|CMD_SYNC timeout|unexpected|GERROR|retrying|failed)'

@@ -10,6 +10,7 @@
 #	c-TREE	compiles the C code of drivers/iommu/ in build/TREE
 #	on-TREE	arm64, drivers/iommu/ in build/TREE with the Rust options that it has
 #	off-TREE	the same with none of them
+#	debug-NAME	as rust, with the checks of config/debug/NAME.config
 #	cmdq	compiles drivers/iommu/ with the command queue in Rust and nothing else
 #
 # With make arguments, runs these instead of building the usual targets, and
@@ -30,6 +31,10 @@ rust | c) ;;
 lint) fragments[1]=$REPO/scripts/config/rust.config ;;
 modular) targets=(Image modules) ;;
 cmdq) targets=(drivers/iommu/) ;;
+debug-*)
+	fragments=("$REPO"/scripts/config/{kernel,rust,debug/"${variant#debug-}"}.config)
+	[[ -e ${fragments[2]} ]] || die "there is no VARIANT=$variant, as there is no ${fragments[2]}"
+	;;
 on-* | off-*)
 	tree=/build/${variant#*-} targets=(rust/ drivers/iommu/)
 	mkdir -p "$out"

@@ -5,6 +5,9 @@ are as many CPUs; or only lists the groups. SUITE=PATTERN narrows kunit. Ends wi
 "N passed, N failed"; fails if any did. Leaves each test in build/test, as JUnit's XML and as KTAP.
 Runs in the build root.
 
+With DEBUG=NAME a kernel that has the checks of scripts/config/debug/NAME.config in addition takes the
+place of the Rust one, in those groups that can do without the C one; and there is the group control.
+
 What a group does is in the scripts that it calls; what is here is in which order, on which kernel,
 and what their outcome says.
 """
@@ -24,6 +27,12 @@ from results import Case, names, on_c, parse, read
 from runner import Counts, Group, Run, Stop, counts, locked, note, run_groups, say, summary, totals, write
 
 KERNELS = ("rust", "c")
+
+
+def kernels() -> tuple[str, ...]:
+    """The kernels that are compared: the Rust one, or that of DEBUG, comes first."""
+    debug = os.environ.get("DEBUG")
+    return (f"debug-{debug}",) if debug else KERNELS
 
 
 def images(run: Run, *variants: str) -> None:
@@ -102,10 +111,11 @@ def kunit(run: Run) -> None:
     """Every suite of the kernel's tests that is built in is run; those of the new files have to be
     among them."""
     pattern, log = os.environ.get("SUITE", ""), run.logs / "kunit.kernel.log"
-    images(run, "rust")
+    variant, *_ = kernels()
+    images(run, variant)
     say("kunit: the unit tests in the kernel")
     append = "kunit.enable=1 kunit.autorun=1" + (f" kunit.filter_glob={pattern}" if pattern else "")
-    if run.script("host/boot.sh", env={"NAME": "kunit", "RUN": "true", "APPEND": append}).status:
+    if run.script("host/boot.sh", env={"NAME": "kunit", "VARIANT": variant, "RUN": "true", "APPEND": append}).status:
         run.result(f"the kernel did not boot through its unit tests, or reported an error: {log}", None)
         return
     # It fails if a test has.
@@ -133,9 +143,33 @@ def new_suites(repo: Path) -> set[str]:
 
 def demo(run: Run) -> None:
     """The table of make run."""
-    images(run, "rust")
+    variant, *_ = kernels()
+    images(run, variant)
     for cpus in (1, 4):
-        rows(run, f"demo-smp{cpus}", "vsmmu-demo", "rust", cpus)
+        rows(run, f"demo-smp{cpus}", "vsmmu-demo", variant, cpus)
+
+
+def control(run: Run) -> None:
+    """A kernel of DEBUG finds what it looks for: memory that is freed twice, which counts as a report in
+    the log as well. Its Rust code has the assertions of core in it. Threads handle its interrupts."""
+    variant, *_ = kernels()
+    images(run, variant)
+    say(f"control: mistakes that the {variant} kernel has to report")
+    job = """echo "$(ps | grep -c '[i]rq/.*smmu') threads"
+echo SLAB_FREE_DOUBLE >/sys/kernel/debug/provoke-crash/DIRECT"""
+    ended = run.script("host/boot.sh", env={"NAME": "control", "VARIANT": variant, "RUN": job})
+    log = (run.logs / "control.kernel.log").read_text(errors="replace")
+    code = (run.build / variant / "drivers/iommu/arm/arm-smmu-v3/arm_smmu_v3_rust.o").read_bytes()
+    cases = [Case(name, "ok" if good else "fail") for name, good in (
+        ("double free is noticed", "BUG lkdtm-heap-double_free" in log),
+        ("report is noticed", ended.status == 3),
+        ("threads handle interrupts", bool(re.search(r"^[1-9]\d* threads$", ended.text, re.MULTILINE))),
+        ("driver has assertions", b"unsafe precondition" in code),
+    )]
+    failed = [case.name for case in cases if case.status == "fail"]
+    for name in failed:
+        print(f"FAIL  {name}", file=sys.stderr)
+    run.result(f"what the {variant} kernel looks for it finds", Counts(len(cases) - len(failed), len(failed)), cases)
 
 
 def demo_on_c(run: Run) -> None:
@@ -209,8 +243,10 @@ def on_failing_smmu(run: Run, what: str, variant: str, configurations: Sequence[
 def faults(run: Run) -> None:
     """With one CPU and with four, with a large and a small queue, polling registers and memory. make
     faults has the combinations."""
-    images(run, *KERNELS)
-    on_failing_smmu(run, "an SMMU that fails on demand", "rust", ("smp1", "small4", "msi4"))
+    images(run, *kernels())
+    on_failing_smmu(run, "an SMMU that fails on demand", kernels()[0], ("smp1", "small4", "msi4"))
+    if kernels() != KERNELS:
+        return
     # The C kernel tells nobody of an error. Without the rows that time a call twenty times, of which the
     # worst has more.
     illegal = [f"ill-{name}" for name in ("0", "1", "2", "5", "6", "op", "each", "forever")]
@@ -324,6 +360,8 @@ GROUPS = (
     Group("userspace", "unit tests of the user-space programs", userspace),
     Group("docs", "the kernel's documentation", docs),
 )
+DEBUG_GROUPS = (*(group for group in GROUPS if group.name in ("faults", "demo", "kunit")),
+                Group("control", "what the kernel of DEBUG looks for it finds", control))
 
 
 def main(wanted: Sequence[str], groups: Sequence[Group], repo: Path) -> int:
@@ -355,4 +393,7 @@ def main(wanted: Sequence[str], groups: Sequence[Group], repo: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], GROUPS, Path(__file__).resolve().parents[2]))
+    if kernels() != KERNELS:
+        # Slower, and by how much depends on the machine.
+        os.environ["TIMEOUT"] = os.environ.get("TIMEOUT") or "3600"
+    sys.exit(main(sys.argv[1:], GROUPS if kernels() == KERNELS else DEBUG_GROUPS, Path(__file__).resolve().parents[2]))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import unittest
+from unittest import mock
 
 import groups
 from groups import GROUPS, cargo_counts, main
@@ -171,6 +172,43 @@ class Kunit(Groups):
         self.assertEqual(self.counts(groups.kunit), Counts(0, 1))
 
 
+class Debug(Groups):
+    REPORT = "BUG lkdtm-heap-double_free (Not tainted): Object already free"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch.dict("os.environ", {"DEBUG": "some"}))
+        self.driver(b"unsafe precondition(s) violated")
+        self.log(self.REPORT)
+        self.boots("2 threads", 3)
+
+    def driver(self, code: bytes) -> None:
+        """What is in the driver."""
+        file = self.repo / "build/debug-some/drivers/iommu/arm/arm-smmu-v3/arm_smmu_v3_rust.o"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(code)
+
+    def log(self, text: str) -> None:
+        """What the kernel says."""
+        (self.repo / "build/logs/control.kernel.log").write_text(text)
+
+    def test_all_is_noticed(self) -> None:
+        self.assertEqual(self.counts(groups.control), Counts(4, 0))
+
+    def test_something_is_not(self) -> None:
+        self.log("")
+        self.assertEqual(self.counts(groups.control), Counts(3, 1))
+        self.driver(b"")
+        self.assertEqual(self.counts(groups.control), Counts(2, 2))
+        self.boots("0 threads", 0)
+        self.assertEqual(self.counts(groups.control), Counts(0, 4))
+        self.assertIn("FAIL  report is noticed", self.messages.getvalue())
+
+    def test_the_kernel_is_that_of_debug(self) -> None:
+        self.put("host/boot.sh", "[[ $VARIANT == debug-some ]] && echo '1 passed, 0 failed'")
+        self.assertEqual(self.counts(groups.demo), Counts(2, 0))
+
+
 class Userspace(unittest.TestCase):
     def test_counts(self) -> None:
         text = ("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\n"
@@ -211,7 +249,8 @@ class Main(Groups):
             self.main("good", "other")
 
     def test_names(self) -> None:
-        self.assertEqual(len({group.name for group in GROUPS}), len(GROUPS))
+        for all_groups in (GROUPS, groups.DEBUG_GROUPS):
+            self.assertEqual(len({group.name for group in all_groups}), len(all_groups))
 
 
 if __name__ == "__main__":
