@@ -204,6 +204,14 @@ class Debug(Groups):
         self.assertEqual(self.counts(groups.control), Counts(0, 4))
         self.assertIn("FAIL  report is noticed", self.messages.getvalue())
 
+    def test_self_tests(self) -> None:
+        self.put("test/kselftest.sh", """[[ $VARIANT == debug-some ]] || exit 1
+echo 'tree/iommufd 3 0 1' >build/logs/kselftest-debug-some.counts
+touch build/logs/kselftest-debug-some.log""")
+        runs = self.run_all(groups.kselftest)
+        self.assertEqual(self.outcome(runs[0]), [("tree/iommufd, debug-some kernel (1 skipped)", 3, 0)])
+        self.assertRegex(runs[0].tables[0], r"debug-some\ntree/iommufd +3 / 0 / 1$")
+
     def test_the_kernel_is_that_of_debug(self) -> None:
         self.put("host/boot.sh", "[[ $VARIANT == debug-some ]] && echo '1 passed, 0 failed'")
         self.assertEqual(self.counts(groups.demo), Counts(2, 0))
