@@ -26,7 +26,8 @@ from xml.etree import ElementTree
 KTAP = re.compile(r"(not ok|ok) \d+ (?:- )?(.*?)(?: # (SKIP|XFAIL)\b.*)?$")
 TABLE = re.compile(r" *\d+ \| (.*\S) *\| (ok|FAILED)$")
 PHASE = re.compile(r"([a-z][a-z-]*) +\| (?!what was )(.*\S) +\| .* \| (ok|FAILED)$")
-COLUMNS = re.compile(r"(\S.*?) {2,}.* {2}(ok|FAILED)$")
+# Without choices for the width of the first column, of which there are too many in a long line.
+COLUMNS = re.compile(r"(\S+(?: \S+)*) {2}.* {2}(ok|FAILED)$")
 CARGO = re.compile(r"test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:, .*)?$")
 LINE = re.compile(r"(ok|FAIL) {2,4}(\S.*?)(?: \(\d+ s\))?$")
 STATUS = {"ok": "ok", "not ok": "fail", "FAILED": "fail", "FAIL": "fail", "ignored": "skip"}

@@ -61,6 +61,11 @@ the queue, by loom   2 threads         9  FAILED
         self.assertEqual(list(parse(log.splitlines())), [
             Case("every command", "ok"), Case("the queue, by loom", "fail")])
 
+    def test_a_long_line_takes_no_time(self) -> None:
+        # It is read by each of the expressions, and none may try all ways of splitting it.
+        for line in ["a" + " " * 20000 + "b", "a |" * 2000, "ok   " + "a  " * 2000 + ".", "1 | " + "a  " * 2000 + "|"]:
+            self.assertLessEqual(len(list(parse([line]))), 1)
+
     def test_json(self) -> None:
         log = ['{"kernel":"7.3"}', '{"id":"a","ok":true}', '{"id":"b","ok":false}',
                '{"id":"c","applies":false}', '{"passed":1,"failed":1}']
