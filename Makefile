@@ -30,7 +30,8 @@ help: ## this list
 # DISCARD : for tree: 1 to drop what was edited in build/linux
 # LONG : for verify: 1 for the long tier, which takes an hour
 # REPORT : for bench: 1 to only report, not to fail where a target is missed
-# UPDATE : for bench-check: 1 to write what is expected from now on; for series-base: docs/base.md; for vmm: the table of docs/vmm.md
+# CONFIG : for bench: debian, for kernels with the options of Debian's that change code
+# UPDATE : for bench-check: 1 to write what is expected from now on; for bench: the figures of docs/performance.md; for series-base: docs/base.md; for vmm: the table of docs/vmm.md
 # RUNS : for fuzz: how many guests
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
@@ -93,7 +94,7 @@ vmm: tree ## runs VMMs on VARIANT: QEMU, with a passed-through NVMe; then a smal
 	@[ "$(or $(ONLY),same)" != same ] || scripts/enter scripts/test/vmm-same.sh $(if $(UPDATE),--page) c debian qemu
 
 bench: tree ## measures invalidations on both kernels: tables, and a page in build/bench
-	@scripts/enter scripts/test/bench.sh $(if $(REPORT),--report) $(ONLY)
+	@scripts/enter scripts/test/bench.sh $(if $(CONFIG),--config $(CONFIG)) $(if $(REPORT),--report) $(if $(UPDATE),--update) $(ONLY)
 
 bench-check: tree ## counts instructions of a few cases; fails if there are more than expected
 	@scripts/enter scripts/test/bench.sh --check $(if $(UPDATE),--update)

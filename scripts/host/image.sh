@@ -4,6 +4,7 @@
 #
 #	rust	arm64, the Rust path
 #	c	arm64, the same with the Rust options off
+#	debian-rust, debian-c	as these two, with the options of Debian's kernel
 #	modular	arm64, iommufd, the SMMUv3 driver and VFIO as modules
 #	lint	as rust, for make arguments that make other objects than the product's
 #	x86_64	compiles drivers/iommu/iommufd/ only
@@ -28,6 +29,10 @@ fragments=("$REPO/scripts/config/kernel.config" "$REPO/scripts/config/$variant.c
 targets=(Image)
 case $variant in
 rust | c) ;;
+debian-rust | debian-c)
+	fragments[1]=$REPO/scripts/config/${variant#debian-}.config
+	fragments+=("$REPO/scripts/config/debian.config")
+	;;
 lint) fragments[1]=$REPO/scripts/config/rust.config ;;
 modular) targets=(Image modules) ;;
 cmdq) targets=(drivers/iommu/) ;;

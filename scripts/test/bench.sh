@@ -1,8 +1,12 @@
 #!/bin/bash
-# bench.sh [--report] [GROUP...]: measures invalidations on the C and on the Rust
+# bench.sh [--config debian] [--report] [--update] [GROUP...]: measures invalidations on the C and on the Rust
 # kernel, all that there is or the given groups, and shows tables. Figures, pictures
 # and a page with all of it are in build/bench. Fails if a target is not met; with
 # --report it does not. Runs in the build root.
+#
+# With --config debian, the kernels have the options of Debian's that change code, see
+# scripts/config/debian.config, and targets are only reported. With --update, what was
+# measured of host, ioctl, trace and waiting goes into scripts/test/bench.figures.json.
 #
 #	host		instructions of the host's own mapping and unmapping
 #	ioctl		instructions of a call, by kind and number of commands
@@ -25,23 +29,35 @@
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 . "$(dirname "$0")/../lib.sh"
 
-usage="usage: bench.sh [--report] [GROUP...] | bench.sh --check [--update]"
+usage="usage: bench.sh [--config debian] [--report] [--update] [GROUP...] | bench.sh --check [--update]"
 every=(host ioctl trace error relay counts waiting memory stack throughput)
-groups=() check='' flags=()
-for arg; do
-	case $arg in
-	--report | --update) flags+=("$arg") ;;
+groups=() check='' report_only='' update='' config=''
+while (($#)); do
+	case $1 in
+	--config)
+		[[ ${2-} == debian ]] || die "there is no configuration ${2-}; there is: debian"
+		config=$2
+		shift
+		;;
+	--report) report_only=1 ;;
+	--update) update=1 ;;
 	--check) check=1 ;;
 	-*) die "$usage" ;;
 	*)
-		[[ " ${every[*]} " == *" $arg "* ]] || die "there is no group $arg; there are: ${every[*]}"
-		groups+=("$arg")
+		[[ " ${every[*]} " == *" $1 "* ]] || die "there is no group $1; there are: ${every[*]}"
+		groups+=("$1")
 		;;
 	esac
+	shift
 done
+[[ ! $check || ! $config ]] || die "$usage"
+# Debian's kernel raises no errors for tests.
+[[ ! $config ]] || every=(host ioctl trace relay counts waiting memory stack throughput)
 ((${#groups[@]})) || groups=("${every[@]}")
-out=$BUILD/bench${check:+-check}
+prefix=${config:+$config-}
+out=$BUILD/bench${config:+-$config}${check:+-check}
 expected=scripts/test/bench.expected.json
+figures=$REPO/scripts/test/bench.figures.json
 
 # The kernel's benchmark of the DMA API averages in units of 100 ns, which is too
 # coarse for instructions of 1 ns. With longer ones, more timer interrupts get into
@@ -53,13 +69,13 @@ bench=/vsmmu/vsmmu-bench
 # boot VARIANT GROUP SMP MACHINE COMMAND: prints what the command prints in the guest,
 # a JSON object a line, with the group and the number of CPUs in each.
 boot() {
-	local name=bench-$1-$2 allow=${ALLOW-}
-	note "$1 kernel: $2"
+	local name=bench-$prefix$1-$2 allow=${ALLOW-}
+	note "$prefix$1 kernel: $2"
 	# It has no memory for the longest array, and complains.
 	[[ $1 != c ]] || allow=__alloc_frozen_pages
 	# Each unmapping is to have its invalidation. The counter that the kernel takes
 	# for the time has 62.5 MHz on this CPU if not told otherwise: 16 ns a tick.
-	NAME=$name VARIANT=$1 SMP=$3 RUN=$5 APPEND="iommu.strict=1 iommu.passthrough=0 ${APPEND-}" \
+	NAME=$name VARIANT=$prefix$1 SMP=$3 RUN=$5 APPEND="iommu.strict=1 iommu.passthrough=0 ${APPEND-}" \
 		ALLOW=$allow \
 		QEMU_ARGS="-cpu neoverse-n1,cntfrq=1000000000 $4 ${QEMU_ARGS-}" \
 		"$REPO/scripts/host/boot.sh" >"$out/$name.log" || {
@@ -177,7 +193,7 @@ group_memory() {
 
 group_stack() {
 	note "$1 kernel: stack"
-	"$report" stack "$BUILD/$1/vmlinux" | jq -c '. + {group: "stack", smp: 1}'
+	"$report" stack "$BUILD/$prefix$1/vmlinux" | jq -c '. + {group: "stack", smp: 1}'
 }
 
 group_throughput() {
@@ -190,7 +206,12 @@ group_check() {
 	count "$1" check "$bench invalidate --n 1 --n 64 --n 4096 && $bench trace && $bench relay && $bench ioas-map"
 }
 
-for variant in c rust; do "$REPO/scripts/host/image.sh" $variant; done
+for variant in c rust; do "$REPO/scripts/host/image.sh" "$prefix$variant"; done
+if [[ $config ]]; then
+	"$REPO/scripts/test/debian_options.py" "$REPO/scripts/config/debian.config" \
+		"$("$REPO/scripts/host/debian-config.sh")" "$BUILD/${prefix}rust" >&2 ||
+		die "scripts/config/debian.config is not what Debian's kernel has, see above; correct it"
+fi
 "$REPO/scripts/host/initrd.sh"
 build_report() {
 	cd "$REPO/tools/vsmmu" && CARGO_TARGET_DIR=$BUILD/cargo cargo build --locked -p vsmmu-bench-report
@@ -210,12 +231,32 @@ done
 for variant in c rust; do jq -s . "$out/$variant.lines" >"$out/$variant.json"; done
 rm -f "$out"/*.lines "$out"/*.log "$out"/*.trace "$out"/*.mark*
 
+# What the page shows of a configuration, in place of what it showed of the same groups.
+update_figures() {
+	jq -n --arg config "${config:-first}" --slurpfile c "$out/c.json" --slurpfile rust "$out/rust.json" \
+		--slurpfile before <(cat "$figures" 2>/dev/null || echo '[]') '
+		def key: [.group, .id, .n, .smmu, .completion];
+		def figure: .ns // .median // .average;
+		["host", "ioctl", "trace", "waiting"] as $groups
+		| [$rust[0][] | select(.group | IN($groups[])) | select(.smp == 1 and .errno == null)
+			| select(.group != "ioctl" or (.id == "ioctl: TLBI_NH_VA" and (.n | IN(1, 8, 64, 512, 4096))))
+			| key as $key | . as $row | first($c[0][] | select(key == $key))
+			| {config: $config} + ($row | {group, id, n} + if .smmu then {smmu, completion} else {} end)
+				+ {c: figure, rust: ($row | figure)}] as $now
+		| ([$now[].group] | unique) as $measured
+		| [$before[0][] | select(.config != $config or (.group | IN($measured[]) | not))] + $now
+		| sort_by(.config != "first")' >"$out/figures.json"
+	cp "$out/figures.json" "$figures"
+}
+
 if [[ $check ]]; then
 	cd "$REPO"
-	"$report" check "$out" "$expected" "${flags[@]}"
+	"$report" check "$out" "$expected" ${update:+--update}
 else
 	rc=0
-	"$report" show "$out" "${flags[@]}" || rc=$?
+	"$report" show "$out" ${report_only:+--report} || rc=$?
+	[[ ! $config ]] || rc=0
+	[[ ! $update ]] || update_figures
 	printf '\nThe same with pictures: %s\n' "$out/index.html"
 	exit $rc
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """pages.py [--update]: checks that the tables in the pages are those of what they are made
-of: the ioctl's outcomes of docs/contract.toml, the figures of scripts/test/bench.expected.json,
+of: the ioctl's outcomes of docs/contract.toml, the figures of scripts/test/bench.expected.json and bench.figures.json,
 what loom has run, and what finds the mutations of the queue. Checks that the tests exist
 which docs/contract.toml names, and those that pages name in the same way, that the files
 which the pages name are there, and that the map in README has every directory.
@@ -80,6 +80,25 @@ def figures(rows):
     lines = ["| instructions | commands | C | Rust | Rust/C | CMD_SYNCs |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
         lines.append(f"| {row['id']} | {row['n']} | {row['c']} | {row['rust']} | {row['ratio']:.2f} | {row['syncs']} |")
+    return "\n".join(lines)
+
+
+def configurations(rows):
+    """The table of both configurations: a case a line, with each one's figures."""
+    def case(row):
+        where = f", {row['smmu']} SMMU, {row['completion']}" if "smmu" in row else ""
+        return ("ns" if row["group"] == "waiting" else "instructions", f"{row['id']}{where}", row["n"])
+    found = {}
+    for row in rows:
+        found.setdefault(case(row), {})[row["config"]] = row
+    lines = ["| | commands | unit | C | Rust | Rust/C | Debian: C | Rust | Rust/C |",
+             "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for (unit, name, n), by in found.items():
+        cells = []
+        for config in ("first", "debian"):
+            row = by.get(config)
+            cells += [str(row["c"]), str(row["rust"]), f"{row['rust'] / row['c']:.2f}"] if row else ["-"] * 3
+        lines.append(f"| {name} | {n} | {unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -191,7 +210,9 @@ def main():
         PAGE: page(rows),
         PROOFS: between(between(PROOFS.read_text(), "<!-- loom begin -->", "<!-- loom end -->", plans(), PROOFS.name),
                         "<!-- mutations begin -->", "<!-- mutations end -->", mutations(), PROOFS.name),
-        FIGURES: between(FIGURES.read_text(), "<!-- figures begin -->", "<!-- figures end -->",
+        FIGURES: between(between(FIGURES.read_text(), "<!-- configurations begin -->", "<!-- configurations end -->",
+                                 configurations(json.loads((REPO / "scripts/test/bench.figures.json").read_text())), FIGURES.name),
+                         "<!-- figures begin -->", "<!-- figures end -->",
                          figures(json.loads((REPO / "scripts/test/bench.expected.json").read_text())), FIGURES.name),
     }
     wrong = []
