@@ -26,6 +26,8 @@
 
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 . "$(dirname "$0")/../lib.sh"
+# shellcheck source=machine.sh
+. "$REPO/scripts/test/machine.sh"
 
 variant=${VARIANT:-rust}
 [[ ${QEMU-} ]] || QEMU=$("$REPO/scripts/host/qemu.sh")
@@ -48,26 +50,10 @@ for arg; do
 	if [[ ${cpus[$arg]-} ]]; then configurations+=("$arg"); else run+=" --only $arg"; fi
 done
 ((${#configurations[@]})) || configurations=(smp1 smp4 small1 small4 msi1 msi4 pages1 pages4)
-# What the driver says of the errors, which here are no faults of its own.
-allow='arm-smmu-v3.*(CMDQ error|CMD_SYNC timeout|unexpected|GERROR|retrying|failed)'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$LOGS"
-
-# machine MONITOR MODEL: prints arguments for QEMU.
-machine() {
-	local slot
-	printf '%s ' -icount shift=5,sleep=off -global arm-smmuv3.x-ats=on ${2:+-global "arm-smmuv3.$2"}
-	# The emulator's monitor is at the other end of a serial port of the machine's.
-	printf '%s ' -qmp "unix:$1,server=on,wait=off" -chardev "socket,id=monitor,path=$1" \
-		-device pci-serial,chardev=monitor -device edu,dma_mask=0xffffffffffff
-	# The network devices are behind root ports, as without one they would have no ATS.
-	for slot in 1 2; do
-		printf '%s ' -device "pcie-root-port,id=rp$slot,slot=$slot" \
-			-device "virtio-net-pci,bus=rp$slot,ats=on,iommu_platform=on,disable-legacy=on,romfile="
-	done
-}
 
 # In the table, a time may differ by a tenth and 10 ms, as those who wait look at
 # intervals.
@@ -77,7 +63,7 @@ worst() {
 	for variant in c rust; do
 		say "$program: the worst on the $variant kernel"
 		NAME=worst-$variant VARIANT=$variant SMP=4 QEMU_ARGS="$(machine "$work/$variant" '') ${QEMU_ARGS-}" \
-			ALLOW=$allow TIMEOUT=${TIMEOUT:-900} RUN='/vsmmu/vsmmu-faults --worst' "$REPO/scripts/host/boot.sh" >/dev/null ||
+			ALLOW=$machine_says TIMEOUT=${TIMEOUT:-900} RUN='/vsmmu/vsmmu-faults --worst' "$REPO/scripts/host/boot.sh" >/dev/null ||
 			die "the worst was not measured on the $variant kernel: $LOGS/worst-$variant.log"
 	done
 	awk -F '\t' '
@@ -121,7 +107,7 @@ has_successor() {
 	(cd "$files.job" && echo job | cpio --quiet -o -H newc -R 0:0) |
 		cat "$BUILD/acpi.cpio" "$BUILD/initrd.cpio" - >"$files/next/initrd"
 	say "$program: the rust kernel, and from there the $1 kernel"
-	NAME=kexec-$1 VARIANT=rust SMP=1 QEMU_ARGS="$(machine "$files.monitor" '') ${QEMU_ARGS-}" ALLOW=$allow \
+	NAME=kexec-$1 VARIANT=rust SMP=1 QEMU_ARGS="$(machine "$files.monitor" '') ${QEMU_ARGS-}" ALLOW=$machine_says \
 		TIMEOUT=${TIMEOUT:-900} FILES=$files RUN='/vsmmu/vsmmu-kexec --image /next/Image --initrd /next/initrd' \
 		"$REPO/scripts/host/boot.sh" >/dev/null
 }
@@ -160,7 +146,7 @@ for name in "${configurations[@]}"; do
 	say "$program: the $variant kernel, configuration $name (${cpus[$name]} CPU$([[ ${cpus[$name]} == 1 ]] || echo s)${model[$name]:+, ${model[$name]}})"
 	rc=0
 	NAME=$files-$name VARIANT=$variant SMP=${cpus[$name]} QEMU_ARGS="$args ${QEMU_ARGS-}" \
-		ALLOW=$allow TIMEOUT=${TIMEOUT:-900} RUN=$run "$REPO/scripts/host/boot.sh" >/dev/null || rc=$?
+		ALLOW=$machine_says TIMEOUT=${TIMEOUT:-900} RUN=$run "$REPO/scripts/host/boot.sh" >/dev/null || rc=$?
 	counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -n 1)
 	what=''
 	if [[ ! $counts ]]; then
