@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 VARIANT ?= rust
 export DISCARD VARIANT DEBUG CMD INITRD APPEND SMP QEMU_ARGS RUN KSRC BIND TIMEOUT QEMU LONG
 
-.PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz modular x86_64 c-objects series series-check series-base series-check-full lint docs rustdoc clean distclean
+.PHONY: coverage patch-refresh rust-analyzer tree trees help run test image boot shell kunit kselftest faults vmm bench bench-check verify fuzz fuzz-ioctl modular x86_64 c-objects series series-check series-base series-check-full lint docs rustdoc clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,8 @@ help: ## this list
 # CONFIG : for bench: debian, for kernels with the options of Debian's that change code
 # UPDATE : for bench-check: 1 to write what is expected from now on; for bench: the figures of docs/performance.md; for series-base: docs/base.md; for vmm: the table of docs/vmm.md
 # RUNS : for fuzz: how many guests
+# OPS : for fuzz-ioctl: how many ioctls (200000); controls: show that mistakes are found; or replay and a file
+# SEED : for fuzz-ioctl: what the programs are made from (1)
 # CMD : for shell: the command
 # BIND : more host directories to be seen in the build root
 
@@ -107,6 +109,11 @@ coverage: ## a table of the lines of the driver and of tools/vsmmu that tests in
 
 fuzz: ## has libFuzzer play guests to the relay, RUNS of them
 	@scripts/enter scripts/test/fuzz.sh $(RUNS)
+
+fuzz-ioctl: tree ## fuzzes the ioctls on VARIANT, with an SMMU that fails; VARIANT=kcov: by coverage
+	@for variant in $(if $(filter controls,$(OPS)),rust c,$(VARIANT)); do scripts/enter scripts/host/image.sh $$variant || exit; done
+	@scripts/enter scripts/host/initrd.sh
+	@scripts/enter scripts/test/fuzz-ioctl.sh $(or $(OPS),200000) $(SEED)
 
 modular: tree ## builds with iommufd and the drivers as modules, and runs the demo on that
 	@scripts/enter scripts/test/groups.py modular

@@ -13,6 +13,8 @@
 #	off-TREE	the same with none of them
 #	debug-NAME	as rust, with the checks of config/debug/NAME.config
 #	cmdq	compiles drivers/iommu/ with the command queue in Rust and nothing else
+#	kcov	as rust, with debug information, and with kcov in the objects of iommufd and
+#		the SMMUv3 driver
 #
 # With make arguments, runs these instead of building the usual targets, and
 # shows what they print.
@@ -27,6 +29,7 @@ tree=/build/linux
 arch=arm64
 fragments=("$REPO/scripts/config/kernel.config" "$REPO/scripts/config/$variant.config")
 targets=(Image)
+settings=()
 case $variant in
 rust | c) ;;
 debian-rust | debian-c)
@@ -39,6 +42,12 @@ cmdq) targets=(drivers/iommu/) ;;
 debug-*)
 	fragments=("$REPO"/scripts/config/{kernel,rust,debug/"${variant#debug-}"}.config)
 	[[ -e ${fragments[2]} ]] || die "there is no VARIANT=$variant, as there is no ${fragments[2]}"
+	;;
+kcov)
+	fragments=("$REPO"/scripts/config/{kernel,rust,kcov}.config)
+	# Make expands this in each directory.
+	# shellcheck disable=SC2016
+	settings=('KCOV_INSTRUMENT=$(if $(filter drivers/iommu/iommufd drivers/iommu/arm/arm-smmu-v3,$(obj)),y)')
 	;;
 on-* | off-*)
 	tree=/build/${variant#*-} targets=(rust/ drivers/iommu/)
@@ -61,7 +70,7 @@ kernel_make() {
 	make -C "$tree" O="$out" ARCH="$arch" LLVM=-22 CC="ccache clang-22" \
 		RUST_LIB_SRC=/usr/lib/rustlib/src/rust/library \
 		KBUILD_BUILD_USER=vsmmu KBUILD_BUILD_HOST=vsmmu KBUILD_BUILD_VERSION=1 \
-		KBUILD_BUILD_TIMESTAMP='1 Jan 2026' -j"$(nproc)" "$@"
+		KBUILD_BUILD_TIMESTAMP='1 Jan 2026' -j"$(nproc)" "${settings[@]}" "$@"
 }
 
 install_bindgen() {

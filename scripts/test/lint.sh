@@ -39,8 +39,10 @@ check_shellcheck() {
 # The programs of the scripts that have types and tests of their own.
 check_python() {
 	cd "$REPO/scripts/test"
-	mypy --strict --cache-dir "$BUILD/mypy" results.py results_test.py runner.py runner_test.py groups.py groups_test.py coverage.py coverage_test.py debian_options.py debian_options_test.py &&
-		./results_test.py && ./runner_test.py && ./groups_test.py && ./coverage_test.py && ./debian_options_test.py && ./pages_test.py && ../host/tree_test.py
+	mypy --strict --cache-dir "$BUILD/mypy" results.py results_test.py runner.py runner_test.py groups.py groups_test.py coverage.py coverage_test.py debian_options.py debian_options_test.py ioctl_coverage.py &&
+		./results_test.py && ./runner_test.py && ./groups_test.py && ./coverage_test.py && ./debian_options_test.py && ./pages_test.py && ../host/tree_test.py &&
+		cd "$REPO/tools/testing/syzkaller" && mypy --strict --cache-dir "$BUILD/mypy" check.py &&
+		./check.py "$tree"/include/uapi/linux/{iommufd,vfio}.h
 }
 
 check_codespell() {
