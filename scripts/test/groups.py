@@ -115,7 +115,10 @@ def kunit(run: Run) -> None:
     images(run, variant)
     say("kunit: the unit tests in the kernel")
     append = "kunit.enable=1 kunit.autorun=1" + (f" kunit.filter_glob={pattern}" if pattern else "")
-    if run.script("host/boot.sh", env={"NAME": "kunit", "VARIANT": variant, "RUN": "true", "APPEND": append}).status:
+    if run.script("host/boot.sh", env={
+            "NAME": "kunit", "VARIANT": variant, "RUN": "true", "APPEND": append,
+            # Against a kernel that hangs: it takes a minute, but others may use the machine, too.
+            "TIMEOUT": os.environ.get("TIMEOUT") or "900"}).status:
         run.result(f"the kernel did not boot through its unit tests, or reported an error: {log}", None)
         return
     # It fails if a test has.
