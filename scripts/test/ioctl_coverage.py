@@ -85,7 +85,7 @@ def by_file(counts: Counts) -> list[tuple[str, int, int, list[str]]]:
 
 def page(files: list[tuple[str, int, int, list[str]]]) -> str:
     """The same for a page."""
-    lines = ["| file | places | reached | functions that were not entered |", "| --- | --- | --- | --- |"]
+    lines = ["| file | places | reached | functions of which KCOV told nothing |", "| --- | --- | --- | --- |"]
     for file, all_, hit, unreached in files:
         names = ", ".join(f"`{name}`" for name in unreached) or "none"
         lines.append(f"| `{file.removeprefix('drivers/iommu/')}` | {all_} | {hit} ({100 * hit // all_} %) | {names} |")
